@@ -1,0 +1,1 @@
+"""Who asks: handles, responses, and the core that carries their calls."""

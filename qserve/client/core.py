@@ -1,0 +1,194 @@
+"""The core that carries calls: one per process and event loop. Two connections, whatever the number of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from qserve.client.inbox import Inbox
+from qserve.client.outbox import Outbox, Outgoing
+from qserve.client.response import DeploymentResponse
+from qserve.config import MAX_IN_FLIGHT, MAX_PAYLOAD_BYTES, Settings
+from qserve.errors import TransportError
+from qserve.spec import CallState
+from qserve.store import replies as store
+from qserve.store.connection import endpoint_of
+from qserve.store.link import Link
+from qserve.store.pipe import Pipe
+from qserve.wire import codec
+from qserve.wire.keys import CallIds, DeploymentKeys, deployment_keys, inbox
+from qserve.wire.messages import Call, seal_call
+from qserve.wire.signing import Direction, KeyRing
+
+
+class Core:
+    """Sends calls and hears their replies, on the event loop that runs when it is made."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.loop = asyncio.get_running_loop()
+        self.ring = KeyRing(settings.secrets)
+        self.channel = inbox(f"{os.getpid():x}-{secrets.token_hex(6)}")
+        endpoint = endpoint_of(settings)
+        name = f"qserve-client-{os.getpid()}"
+        self.link = Link(endpoint, name, on_up=self._link_up, on_down=self._link_down)
+        self._hears = Link(endpoint, f"{name}-inbox", on_up=self._hears_up, on_message=self._on_note)
+        self._inbox = Inbox(self.link, self.ring, self.channel, self._on_room)
+        self._outbox = Outbox(self.link, self._ready, self._room, self._inbox.expect, self._inbox.fail)
+        self._ids = CallIds()
+        self._mail: deque[Callable[[], None]] = deque()
+        self._mail_noticed = False
+        self._heard_before = False
+        self._keeper = self._close_with_loop()
+        self._hold_until_loop_ends()
+
+    # Calling
+
+    def call(
+        self,
+        keys: DeploymentKeys,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        limit: int,
+        serializer: int,
+        parent_request: str | None,
+    ) -> DeploymentResponse[Any]:
+        """Encode a call and send it with this turn's others. Thread-safe; never blocks.
+
+        Raises SerializationError that names the argument, PayloadTooLarge. All other errors are the response's.
+        """
+        encoded = codec.encode_arguments(args, kwargs, serializer)
+        codec.check_size(f"The call '{keys.deployment}.{method}'", len(encoded.data), MAX_PAYLOAD_BYTES)
+        context: dict[str, Any] = {}
+        if parent_request is not None:
+            context["request"] = parent_request
+        if encoded.references:
+            context["inputs"] = encoded.references
+        call_id = self._ids.next(time.time_ns() // 1_000_000)
+        call = Call(call_id, method, self.channel, encoded.data, serializer, encoded.flags, 0, context)
+        envelope = seal_call(call, self.ring.signer(Direction.CALL, keys.scope))
+        response: DeploymentResponse[Any] = DeploymentResponse(self, keys, call_id, method)
+        outgoing = Outgoing(response, envelope, limit, has_inputs=bool(encoded.references))
+        if asyncio._get_running_loop() is self.loop:  # noqa: SLF001 (its public form raises; this is per call)
+            self._outbox.add(outgoing)
+        else:
+            self._post(lambda: self._outbox.add(outgoing))
+        return response
+
+    def attach(self, app: str, deployment: str, call_id: bytes) -> DeploymentResponse[Any]:
+        """The response of a call that was made elsewhere. Thread-safe."""
+        if asyncio._get_running_loop() is self.loop and (known := self._inbox.open.get(call_id)) is not None:  # noqa: SLF001 (as above)
+            return known
+        keys = deployment_keys(self.settings.namespace, app, deployment)
+        response: DeploymentResponse[Any] = DeploymentResponse(self, keys, call_id, "?", kept=True)
+        self._on_loop(lambda: self._attach(response))
+        return response
+
+    def keep(self, response: DeploymentResponse[Any]) -> None:
+        """Somebody else may read this response's record: leave it to its time to live. Thread-safe."""
+        if not response.kept:
+            response.kept = True
+            self._on_loop(lambda: self._inbox.unread(response) if response.done() else None)
+
+    async def state(self, response: DeploymentResponse[Any]) -> CallState:
+        """Where an unresolved call stands, asked of Redis."""
+        record = (await store.fetch(self.link, [response.keys.record(response.call_id)]))[0]
+        if record is None:
+            return CallState.UNKNOWN if response.confirmed or response.kept else CallState.QUEUED
+        if store.is_reply(record):
+            await response
+            return await response.status_async()
+        at = store.place(response.keys, record)
+        return CallState.RUNNING if await store.running_on(self.link, at) else CallState.QUEUED
+
+    def _attach(self, response: DeploymentResponse[Any]) -> None:
+        self._start()
+        self._inbox.attach(response)
+
+    # Threads
+
+    def _on_loop(self, work: Callable[[], Any]) -> None:
+        if asyncio._get_running_loop() is self.loop:  # noqa: SLF001 (as above)
+            work()
+        else:
+            self._post(work)
+
+    def _post(self, work: Callable[[], None]) -> None:
+        """Have the loop do `work`. One wake-up serves all that has been posted until it runs."""
+        self._mail.append(work)
+        if not self._mail_noticed:
+            self._mail_noticed = True
+            self.loop.call_soon_threadsafe(self._open_mail)
+
+    def _open_mail(self) -> None:
+        self._mail_noticed = False
+        while self._mail:
+            self._mail.popleft()()
+
+    # Connections
+
+    def _start(self) -> None:
+        self.link.start()
+        self._hears.start()
+
+    def _ready(self) -> Pipe | None:
+        """The pipe to send on: only when the inbox is subscribed too, or a reply could be missed."""
+        if self.link.pipe is None or self._hears.pipe is None:
+            self._start()
+            return None
+        return self.link.pipe
+
+    def _room(self) -> int:
+        return MAX_IN_FLIGHT - len(self._inbox.open)
+
+    def _on_note(self, note: bytes) -> None:
+        self._inbox.on_note(note)
+
+    def _on_room(self) -> None:
+        self._outbox.flush_soon()
+
+    def _link_up(self, _pipe: Pipe) -> None:
+        self.loop.call_soon(self._resume)
+
+    def _link_down(self, _error: TransportError) -> None:
+        self._outbox.flush_soon()
+
+    async def _hears_up(self, pipe: Pipe) -> None:
+        await store.subscribe(pipe, self.channel)
+        self.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self.link.pipe is None or self._hears.pipe is None:
+            return
+        self._outbox.flush_soon()
+        if self._heard_before:
+            self._inbox.look_up_all()
+        self._heard_before = True
+
+    # Ending
+
+    def close(self) -> None:
+        """Leave; what is open stays unanswered here. Safe to call twice; on the core's own loop."""
+        self._inbox.close()
+        self.link.close_now()
+        self._hears.close_now()
+
+    async def _close_with_loop(self) -> AsyncGenerator[None, None]:
+        """An event loop that ends finalizes its asynchronous generators: that is how the core hears of it."""
+        try:
+            yield
+        finally:
+            self.close()
+
+    def _hold_until_loop_ends(self) -> None:
+        try:
+            self._keeper.__anext__().send(None)
+        except StopIteration:
+            return

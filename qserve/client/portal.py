@@ -1,0 +1,132 @@
+"""The process's way to its cluster: which one it is, a core for each event loop, and one thread for all other callers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from qserve import loops
+from qserve.client.core import Core
+from qserve.client.response import DeploymentResponse
+from qserve.config import Settings
+from qserve.wire.keys import parse_request_id
+
+T = TypeVar("T")
+
+
+class Portal:
+    """One thread with an event loop of its own, and the core on it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.loop = loops.factory(settings)()
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="qserve-portal", daemon=True)
+        self._thread.start()
+        started.wait()
+        try:
+            self.core: Core = self.run(_make_core(settings))
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the portal's loop and wait for it, from any other thread."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def close(self) -> None:
+        """End the thread, and with it the core. Safe to call twice."""
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(timeout=2.0)
+
+    def _run(self, started: threading.Event) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.call_soon(started.set)
+        try:
+            self.loop.run_forever()
+        finally:
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+
+class _Process:
+    """What this process knows: its cluster, its portal, its cores. A forked child forgets all but the cluster."""
+
+    def __init__(self) -> None:
+        self.settings: Settings | None = None
+        self.lock = threading.RLock()
+        self.portal: Portal | None = None
+        self.cores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Core] = weakref.WeakKeyDictionary()
+        self.left_by_fork: list[object] = []
+
+    def forget(self) -> None:
+        """In a forked child: let go of the parent's connections without closing them; they are the parent's."""
+        self.left_by_fork.append((self.portal, self.cores))
+        self.lock = threading.RLock()
+        self.portal = None
+        self.cores = weakref.WeakKeyDictionary()
+
+
+_process = _Process()
+os.register_at_fork(after_in_child=_process.forget)
+
+
+def settings() -> Settings:
+    """The process's cluster: what `use` was given, else the environment's."""
+    return _process.settings or Settings.from_env()
+
+
+def use(chosen: Settings | None) -> None:
+    """Turn the process to another cluster; None returns to the environment's. Handles follow with their next call."""
+    with _process.lock:
+        portal, _process.portal = _process.portal, None
+        cores, _process.cores = _process.cores, weakref.WeakKeyDictionary()
+        _process.settings = chosen
+    if portal is not None:
+        portal.close()
+    for loop, core in list(cores.items()):
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(core.close)
+
+
+def portal() -> Portal:
+    """The process's portal; its thread starts with the first use. Raises SettingsError, SecretRequired."""
+    with _process.lock:
+        if _process.portal is None:
+            _process.portal = Portal(settings())
+        return _process.portal
+
+
+def current_core() -> Core:
+    """The core for the caller: its running event loop's own, else the portal's."""
+    loop = asyncio._get_running_loop()  # noqa: SLF001 (its public form raises; this is per call)
+    if loop is None:
+        known = _process.portal
+        return known.core if known is not None else portal().core
+    core = _process.cores.get(loop)
+    if core is None:
+        core = _process.cores[loop] = Core(settings())
+    return core
+
+
+def get_response(request_id: str) -> DeploymentResponse[Any]:
+    """The response of a call that any process made, from its `response.request_id`.
+
+    Raises ValueError for anything that is no request id. A call that Redis does not know has status UNKNOWN, and
+    CallLost when it is fetched.
+    """
+    app, deployment, call_id = parse_request_id(request_id)
+    return current_core().attach(app, deployment, call_id)
+
+
+async def _make_core(chosen: Settings) -> Core:
+    return Core(chosen)
+

@@ -1,0 +1,226 @@
+"""Settings that users write: a deployment's options and the process's environment.
+
+The only module that reads `QSERVE_*` environment variables. Field names and defaults are Ray Serve's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from qserve.errors import SettingsError
+
+PROTOCOL_VERSION = 1
+HEARTBEAT_S = 2.0
+LEASE_S = 3 * HEARTBEAT_S
+RESULT_TTL_S = 3600.0
+MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+MAX_IN_FLIGHT = 10_000
+MIN_SECRET_BYTES = 16
+
+_ACTOR_OPTIONS = frozenset(
+    {
+        "accelerator_type",
+        "memory",
+        "num_cpus",
+        "num_gpus",
+        "resources",
+        "runtime_env",
+        "label_selector",
+        "fallback_strategy",
+    }
+)
+
+
+class AutoscalingPolicy(BaseModel):
+    """Which function decides the number of replicas: an import path, or the callable itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    policy_function: str | Callable[..., Any] = "qserve.controller.autoscale:ray_policy"
+    policy_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class AutoscalingConfig(BaseModel):
+    """How a deployment's replicas follow its load; Ray Serve's names and defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    min_replicas: int = Field(1, ge=0)
+    initial_replicas: int | None = Field(None, ge=0)
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(2.0, gt=0)
+    upscale_delay_s: float = Field(30.0, ge=0)
+    downscale_delay_s: float = Field(600.0, ge=0)
+    downscale_to_zero_delay_s: float | None = Field(None, ge=0)
+    look_back_period_s: float = Field(30.0, gt=0)
+    upscaling_factor: float | None = Field(None, gt=0)
+    downscaling_factor: float | None = Field(None, gt=0)
+    aggregation_function: Literal["mean", "max", "min"] = "mean"
+    metrics_interval_s: float = Field(10.0, gt=0)
+    policy: AutoscalingPolicy | None = None
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}")
+        initial = self.initial_replicas
+        if initial is not None and not self.min_replicas <= initial <= self.max_replicas:
+            raise ValueError(f"initial_replicas={initial} is outside {self.min_replicas}..{self.max_replicas}")
+        return self
+
+    @property
+    def first_replicas(self) -> int:
+        """How many replicas a first deploy starts."""
+        return self.min_replicas if self.initial_replicas is None else self.initial_replicas
+
+
+AUTO_PRESET = {"min_replicas": 1, "max_replicas": 100, "target_ongoing_requests": 2}
+
+
+class DeploymentConfig(BaseModel):
+    """The options of `@serve.deployment`. Those that have no meaning on a pull queue are kept and ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    num_replicas: int | Literal["auto"] = 1
+    autoscaling_config: AutoscalingConfig | None = None
+    max_ongoing_requests: int = Field(5, gt=0)
+    max_queued_requests: int = -1
+    max_retries: int = Field(2, ge=0)
+    user_config: Any = None
+    health_check_period_s: float = Field(10.0, gt=0)
+    health_check_timeout_s: float = Field(30.0, gt=0)
+    graceful_shutdown_wait_loop_s: float = Field(2.0, ge=0)
+    graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
+    ray_actor_options: dict[str, Any] = Field(default_factory=lambda: {"num_cpus": 1})
+    max_replicas_per_node: int | None = Field(None, ge=1, le=100)
+    max_constructor_retry_count: int = Field(20, ge=1)
+    logging_config: dict[str, Any] | None = None
+    backpressure_config: dict[str, Any] | None = None
+    request_router_config: dict[str, Any] | None = None
+    rolling_update_percentage: float = Field(0.2, gt=0, le=1)
+    max_surge_percent: float = Field(0, ge=0, le=100)
+    placement_group_bundles: list[dict[str, Any]] | None = None
+    placement_group_strategy: str | None = None
+    placement_group_bundle_label_selector: list[dict[str, Any]] | None = None
+    gang_scheduling_config: dict[str, Any] | None = None
+    deployment_actors: Any = None
+
+    @field_validator("num_replicas")
+    @classmethod
+    def _some_replicas(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("num_replicas is expected to larger than 0")
+        return value
+
+    @field_validator("max_queued_requests")
+    @classmethod
+    def _queue_bound(cls, value: int) -> int:
+        if value != -1 and value < 1:
+            raise ValueError("max_queued_requests is -1 (no limit) or at least 1")
+        return value
+
+    @field_validator("user_config")
+    @classmethod
+    def _json_able(cls, value: Any) -> Any:
+        json.dumps(value)
+        return value
+
+    @field_validator("ray_actor_options", mode="before")
+    @classmethod
+    def _known_actor_options(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise TypeError(f"ray_actor_options is a dict, not {value!r}")
+        if unknown := sorted(value.keys() - _ACTOR_OPTIONS):
+            raise ValueError(f"ray_actor_options has unknown keys {unknown}; it knows {sorted(_ACTOR_OPTIONS)}")
+        return value
+
+    @property
+    def first_replicas(self) -> int:
+        """How many replicas a first deploy starts."""
+        if self.autoscaling_config is not None:
+            return self.autoscaling_config.first_replicas
+        return 1 if self.num_replicas == "auto" else self.num_replicas
+
+
+def read_secret(env: Mapping[str, str]) -> tuple[bytes, ...]:
+    """The key ring from `QSERVE_SECRET_KEY` or the file it is in; newest first, empty when there is none.
+
+    Several keys stand on several lines, or separated by commas: the first signs, all verify.
+    """
+    text = env.get("QSERVE_SECRET_KEY", "")
+    if path := env.get("QSERVE_SECRET_KEY_FILE"):
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"QSERVE_SECRET_KEY_FILE={path!r} cannot be read: {error}") from error
+    keys = tuple(part.strip().encode() for part in text.replace(",", "\n").splitlines() if part.strip())
+    if short := [index for index, key in enumerate(keys) if len(key) < MIN_SECRET_BYTES]:
+        raise SettingsError(
+            f"Secret key number {short[0] + 1} has fewer than {MIN_SECRET_BYTES} bytes. "
+            "`qserve secret new` prints a good one."
+        )
+    return keys
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where a process finds its cluster, and how it signs and logs.
+
+    redis_url  None: no cluster is configured, `serve.run` starts an embedded one
+    secrets    key ring, newest first; empty means unsigned
+    """
+
+    redis_url: str | None = None
+    namespace: str = "default"
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    insecure: bool = False
+    log_level: str = "WARNING"
+    log_format: str = "text"
+    broker_binary: str | None = None
+    data_dir: str | None = None
+    uvloop: bool = True
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Read the `QSERVE_*` variables. Raises SettingsError when one is not valid."""
+        env = os.environ if env is None else env
+        namespace = env.get("QSERVE_NAMESPACE", "default")
+        if not namespace or set(namespace) & set(":{} \n"):
+            raise SettingsError(f"QSERVE_NAMESPACE={namespace!r}: it must not be empty nor hold any of ':{{}} '")
+        return cls(
+            redis_url=env.get("QSERVE_REDIS_URL") or None,
+            namespace=namespace,
+            secrets=read_secret(env),
+            insecure=_flag(env, "QSERVE_INSECURE", default=False),
+            log_level=env.get("QSERVE_LOG_LEVEL", "WARNING").upper(),
+            log_format=env.get("QSERVE_LOG_FORMAT", "text"),
+            broker_binary=env.get("QSERVE_BROKER_BINARY") or None,
+            data_dir=env.get("QSERVE_DATA_DIR") or None,
+            uvloop=_flag(env, "QSERVE_UVLOOP", default=True),
+        )
+
+    def child_env(self) -> dict[str, str]:
+        """The environment in which a child process reads these same settings."""
+        env = {name: value for name, value in os.environ.items() if name != "QSERVE_SECRET_KEY_FILE"}
+        env.update(
+            QSERVE_REDIS_URL=self.redis_url or "",
+            QSERVE_NAMESPACE=self.namespace,
+            QSERVE_SECRET_KEY="\n".join(key.decode() for key in self.secrets),
+            QSERVE_INSECURE="1" if self.insecure else "0",
+            QSERVE_LOG_LEVEL=self.log_level,
+            QSERVE_LOG_FORMAT=self.log_format,
+            QSERVE_UVLOOP="1" if self.uvloop else "0",
+        )
+        return env
+
+
+def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:
+    text = env.get(name, "").strip().lower()
+    if text in ("", "1", "true", "yes", "on", "0", "false", "no", "off"):
+        return default if not text else text in ("1", "true", "yes", "on")
+    raise SettingsError(f"{name}={text!r}: write 1 or 0")

@@ -1,0 +1,326 @@
+"""What to do next, from what is wanted and what is there. Pure: time comes in, actions go out as data.
+
+Applied until quiet it reaches the desired state; when nothing changes it returns nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from qserve.controller.placement import place, why_not
+from qserve.spec import (
+    ApplicationStatus,
+    ApplicationStatusInfo,
+    AppSpec,
+    Assignment,
+    DeploymentSpec,
+    DeploymentStatus,
+    DeploymentStatusInfo,
+    NodeRecord,
+    ReplicaRecord,
+    ReplicaState,
+    StatusTrigger,
+)
+
+_FIRST_BACKOFF_S = 0.2
+_LONGEST_BACKOFF_S = 10.0
+_GONE = frozenset({ReplicaState.FAILED, ReplicaState.DIED})
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is there. `retired` names the (application, deployment) queues that are known to be gone."""
+
+    statuses: dict[str, ApplicationStatusInfo]
+    nodes: dict[str, NodeRecord]
+    lapsed: dict[str, NodeRecord]
+    replicas: dict[str, ReplicaRecord]
+    assignments: dict[str, Assignment]
+    retired: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """A node shall run one more replica."""
+
+    assignment: Assignment
+
+
+@dataclass(frozen=True, slots=True)
+class Unassign:
+    """A node shall drain a replica. `forget` removes its record too: the process is known to be gone."""
+
+    assignment: Assignment
+    forget: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """A replica's record that belongs to nothing."""
+
+    replica_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuryNode:
+    """A node lost its lease: its replicas' calls go to others, its records go."""
+
+    node_id: str
+    assignments: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """A deleted deployment's waiting calls are to be answered; its queue goes once it is empty and `last`: no replica is left."""
+
+    app: str
+    deployment: str
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetStatus:
+    """An application's status has changed; None: the application is gone."""
+
+    app: str
+    status: ApplicationStatusInfo | None
+
+
+Action: TypeAlias = Assign | Unassign | Forget | BuryNode | Close | SetStatus
+
+
+def plan(desired: dict[str, AppSpec], observed: Observed, now: float) -> list[Action]:
+    """The actions of one turn.
+
+    now  seconds since the epoch
+    """
+    return _Turn(desired, observed, now).actions()
+
+
+class _Turn:
+    """One turn's bookkeeping: `assigned` is what will be assigned after the actions so far."""
+
+    def __init__(self, desired: dict[str, AppSpec], observed: Observed, now: float) -> None:
+        self.desired = desired
+        self.observed = observed
+        self.now = now
+        self.out: list[Action] = []
+        self.assigned = {r: a for r, a in observed.assignments.items() if a.node_id in observed.nodes}
+
+    def actions(self) -> list[Action]:
+        self._bury_nodes()
+        self._drop_unwanted()
+        for app in self.desired.values():
+            self._app(app)
+        for name, status in self.observed.statuses.items():
+            if name not in self.desired:
+                self._deleted_app(name, status)
+        return self.out
+
+    def _bury_nodes(self) -> None:
+        for node_id in self.observed.lapsed:
+            lost = tuple(a for a in self.observed.assignments.values() if a.node_id == node_id)
+            self.out.append(BuryNode(node_id, lost))
+
+    def _drop_unwanted(self) -> None:
+        """Replicas of no deployment that is wanted, and records of no replica that is assigned."""
+        for replica_id, assignment in list(self.assigned.items()):
+            app = self.desired.get(assignment.app)
+            if app is None or app.deployment(assignment.deployment) is None:
+                self._unassign(assignment, forget=self._has_ended(replica_id))
+        known = self.observed.nodes.keys() | self.observed.lapsed.keys()
+        for replica_id, record in self.observed.replicas.items():
+            ended = record.state in _GONE or record.node_id not in known
+            if ended and replica_id not in self.observed.assignments:
+                self.out.append(Forget(replica_id))
+
+    # One application
+
+    def _app(self, app: AppSpec) -> None:
+        before = self.observed.statuses.get(app.name, _NOTHING)
+        infos = {}
+        for spec in app.deployments:
+            info = before.deployments.get(spec.name)
+            if info is None or info.version != spec.version or before.deploy_id != app.deploy_id:
+                info = _fresh(spec, info)
+            infos[spec.name] = self._deployment(spec, info)
+        infos |= self._closing(app.name, before.deployments.keys() - infos.keys(), before)
+        self._show(app.name, _summary(app, infos))
+
+    def _deleted_app(self, name: str, before: ApplicationStatusInfo) -> None:
+        infos = self._closing(name, before.deployments.keys(), before)
+        deleting = before.model_copy(update={"status": ApplicationStatus.DELETING, "message": "", "deployments": infos})
+        self._show(name, deleting if infos else None)
+
+    def _closing(
+        self, app: str, names: Iterable[str], before: ApplicationStatusInfo
+    ) -> dict[str, DeploymentStatusInfo]:
+        """Deployments that are not wanted any more, as long as their queues are there."""
+        infos = {}
+        for name in names:
+            if (app, name) in self.observed.retired:
+                continue
+            states = self._states(app, name)
+            self.out.append(Close(app, name, last=not states))
+            update = {"status_trigger": StatusTrigger.DELETING, "replica_states": dict(states)}
+            infos[name] = before.deployments[name].model_copy(update=update)
+        return infos
+
+    # One deployment
+
+    def _deployment(self, spec: DeploymentSpec, info: DeploymentStatusInfo) -> DeploymentStatusInfo:
+        info = self._count_failures(spec, info)
+        current = self._assigned_to(spec, spec.version)
+        running = [a for a in current if self._state(a.replica_id) is ReplicaState.RUNNING]
+        old = [a for a in self._assigned_to(spec) if a.version != spec.version]
+        if running and not info.started:
+            info = info.model_copy(update={"started": True})
+        if _has_failed(spec, info):
+            for assignment in current:
+                self._unassign(assignment)
+            return self._judged(spec, info, running, old, "")
+        reason = self._fill(spec, info, len(current))
+        surplus = sorted(current, key=lambda a: self._state(a.replica_id) is ReplicaState.RUNNING)
+        for assignment in surplus[: max(0, len(current) - spec.replicas)]:
+            self._unassign(assignment)
+        if len(running) >= spec.replicas:  # the new ones serve: the old ones may go
+            for assignment in old:
+                self._unassign(assignment)
+            old = []
+        return self._judged(spec, info, running, old, reason)
+
+    def _count_failures(self, spec: DeploymentSpec, info: DeploymentStatusInfo) -> DeploymentStatusInfo:
+        """Take back assignments whose replicas have ended, and count those of this version."""
+        for assignment in self._assigned_to(spec):
+            if not self._has_ended(assignment.replica_id):
+                continue
+            self._unassign(assignment, forget=True)
+            if assignment.version == spec.version:
+                message = self.observed.replicas[assignment.replica_id].message
+                update = {"failures": info.failures + 1, "failed_at_s": self.now, "message": message}
+                info = info.model_copy(update=update)
+        return info
+
+    def _fill(self, spec: DeploymentSpec, info: DeploymentStatusInfo, count: int) -> str:
+        """Assign what is missing. Returns why not, empty when nothing is in the way."""
+        backoff = min(_FIRST_BACKOFF_S * 2 ** max(0, info.failures - 1), _LONGEST_BACKOFF_S)
+        if info.failures and self.now < info.failed_at_s + backoff:
+            return info.message
+        for _ in range(count, spec.replicas):
+            node_id = place(spec, self.observed.nodes.values(), list(self.assigned.values()))
+            if node_id is None:
+                return why_not(spec, list(self.observed.nodes.values()))
+            assignment = Assignment(
+                replica_id=f"{spec.name}-{secrets.token_hex(4)}",
+                node_id=node_id,
+                app=spec.app,
+                deployment=spec.name,
+                version=spec.version,
+            )
+            self.assigned[assignment.replica_id] = assignment
+            self.out.append(Assign(assignment))
+        return info.message if info.failures else ""
+
+    def _judged(
+        self,
+        spec: DeploymentSpec,
+        info: DeploymentStatusInfo,
+        running: list[Assignment],
+        old: list[Assignment],
+        reason: str,
+    ) -> DeploymentStatusInfo:
+        update: dict[str, object] = {"replica_states": dict(self._states(spec.app, spec.name)), "message": reason}
+        if _has_failed(spec, info):
+            update |= {"status": DeploymentStatus.DEPLOY_FAILED, "status_trigger": StatusTrigger.REPLICA_STARTUP_FAILED}
+            update["message"] = f"The deployment failed to start {info.failures} times in a row. Error:\n{info.message}"
+            if info.status is DeploymentStatus.DEPLOY_FAILED:
+                update["message"] = info.message
+        elif len(running) >= spec.replicas and not old:
+            update |= {"status": DeploymentStatus.HEALTHY, "message": "", "failures": 0}
+            if info.status is DeploymentStatus.UPDATING:
+                update["status_trigger"] = StatusTrigger.CONFIG_UPDATE_COMPLETED
+        elif info.started and info.status in (DeploymentStatus.HEALTHY, DeploymentStatus.UNHEALTHY):
+            update |= {"status": DeploymentStatus.UNHEALTHY, "status_trigger": StatusTrigger.HEALTH_CHECK_FAILED}
+        elif not reason:
+            update["message"] = f"{len(running)} of {spec.replicas} replicas are running."
+        return info.model_copy(update=update)
+
+    # What is there
+
+    def _assigned_to(self, spec: DeploymentSpec, version: str | None = None) -> list[Assignment]:
+        return [
+            a
+            for a in self.assigned.values()
+            if (a.app, a.deployment) == (spec.app, spec.name) and version in (None, a.version)
+        ]
+
+    def _state(self, replica_id: str) -> ReplicaState:
+        record = self.observed.replicas.get(replica_id)
+        return ReplicaState.STARTING if record is None else record.state
+
+    def _has_ended(self, replica_id: str) -> bool:
+        return self._state(replica_id) in _GONE
+
+    def _states(self, app: str, deployment: str) -> Counter[str]:
+        """How many replicas are in which state: those assigned, and those still on their way out."""
+        ids = {a.replica_id for a in self.assigned.values() if (a.app, a.deployment) == (app, deployment)}
+        ids |= {
+            r.replica_id
+            for r in self.observed.replicas.values()
+            if (r.app, r.deployment) == (app, deployment) and r.state not in _GONE and r.node_id in self.observed.nodes
+        }
+        return Counter(str(self._state(replica_id)) for replica_id in ids)
+
+    # What to do
+
+    def _unassign(self, assignment: Assignment, *, forget: bool = False) -> None:
+        self.assigned.pop(assignment.replica_id, None)
+        self.out.append(Unassign(assignment, forget))
+
+    def _show(self, app: str, status: ApplicationStatusInfo | None) -> None:
+        if status != self.observed.statuses.get(app):
+            self.out.append(SetStatus(app, status))
+
+
+_NOTHING = ApplicationStatusInfo(status=ApplicationStatus.NOT_STARTED)
+
+
+def _fresh(spec: DeploymentSpec, before: DeploymentStatusInfo | None) -> DeploymentStatusInfo:
+    """The status at the beginning of a deploy."""
+    return DeploymentStatusInfo(
+        status=DeploymentStatus.UPDATING,
+        status_trigger=StatusTrigger.CONFIG_UPDATE_STARTED,
+        version=spec.version,
+        started=before is not None and before.started and before.version == spec.version,
+    )
+
+
+def _has_failed(spec: DeploymentSpec, info: DeploymentStatusInfo) -> bool:
+    """Whether starting is given up: this version has never run, and has failed as often as is allowed."""
+    allowed = min(spec.config.max_constructor_retry_count, 3 * spec.replicas)
+    return not info.started and info.failures >= allowed > 0
+
+
+def _summary(app: AppSpec, infos: dict[str, DeploymentStatusInfo]) -> ApplicationStatusInfo:
+    """The application's status, from its deployments'."""
+    states = {info.status for info in infos.values()}
+    if DeploymentStatus.DEPLOY_FAILED in states:
+        status = ApplicationStatus.DEPLOY_FAILED
+    elif DeploymentStatus.UNHEALTHY in states:
+        status = ApplicationStatus.UNHEALTHY
+    elif DeploymentStatus.UPDATING in states:
+        status = ApplicationStatus.DEPLOYING
+    else:
+        status = ApplicationStatus.RUNNING
+    messages = [f"{name}: {info.message}" for name, info in infos.items() if info.message]
+    return ApplicationStatusInfo(
+        status=status,
+        message="\n".join(messages),
+        last_deployed_time_s=app.deployed_at_s,
+        deploy_id=app.deploy_id,
+        deployments=infos,
+    )

@@ -1,0 +1,70 @@
+"""The embedded cluster of one script: broker, worker and autoscaler as children that end with it, however it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+from qserve.config import Settings
+from qserve.doors import OWNED
+from qserve.store.embedded import EmbeddedBroker, ephemeral_secret, private_folder
+
+_LEAVE_TIMEOUT_S = 30.0
+
+
+class LocalCluster:
+    """Broker, worker and autoscaler. `start()` returns when the broker answers; the others join by themselves."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._broker = EmbeddedBroker(settings, private_folder(), keep=False)
+        secrets = settings.secrets or (ephemeral_secret(),)
+        self.settings = replace(settings, redis_url=self._broker.url, secrets=secrets)
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._owner = os.getpid()
+
+    def start(self) -> None:
+        """Start everything. Raises BrokerBinaryMissing, BrokerUnavailable."""
+        self._broker.start()
+        os.register_at_fork(after_in_child=self._let_go)
+        # They take longer to import than the broker to start: all three start at once.
+        self._children = [self._spawn("qserve.controller"), self._spawn("qserve.node")]
+        try:
+            self._broker.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Drain the replicas, end all children, remove the folder. Safe to call twice; does nothing in a forked child."""
+        if self._owner != os.getpid():
+            return
+        children, self._children = self._children, []
+        for child in children:
+            if child.stdin is not None:
+                child.stdin.close()
+        for child in children:
+            try:
+                child.wait(_LEAVE_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self._broker.stop()
+
+    def _spawn(self, module: str) -> subprocess.Popen[bytes]:
+        env = self.settings.child_env()
+        env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        return subprocess.Popen(  # noqa: S603 (our own module)
+            [sys.executable, "-m", module, OWNED],
+            stdin=subprocess.PIPE,
+            env=env,
+            start_new_session=True,
+        )
+
+    def _let_go(self) -> None:
+        self._broker.let_go()
+        children, self._children = self._children, []
+        for child in children:
+            if child.stdin is not None:
+                child.stdin.close()

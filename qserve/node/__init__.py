@@ -1,0 +1,1 @@
+"""Who hosts: `qserve worker`, one on each host. Starts, watches, drains replica processes; renews their leases."""

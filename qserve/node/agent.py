@@ -1,0 +1,194 @@
+"""The worker's loop: keep the children equal to the assignments, their leases alive, their calls safe when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from qserve.config import HEARTBEAT_S, Settings
+from qserve.errors import QserveError, TransportError
+from qserve.node.child import Child
+from qserve.spec import Assignment, DeploymentSpec, NodeRecord, ReplicaRecord, ReplicaState
+from qserve.store import replies
+from qserve.store.connection import endpoint_of
+from qserve.store.link import Link
+from qserve.store.pipe import Pipe
+from qserve.store.reclaim import Reclaimer
+from qserve.store.state import ClusterState
+from qserve.wire.keys import deployment_keys
+from qserve.wire.signing import KeyRing
+
+logger = logging.getLogger("qserve.worker")
+
+
+class Agent:
+    """One worker. `run()` until drained; `drain()` stops all replicas and takes the node off the cluster."""
+
+    def __init__(self, settings: Settings, record: NodeRecord) -> None:
+        self.record = record
+        self._settings = settings
+        self._ring = KeyRing(settings.secrets)
+        endpoint = endpoint_of(settings)
+        self._link = Link(endpoint, f"qserve-worker-{record.node_id}")
+        self.state = ClusterState(self._link, settings.namespace, self._ring)
+        self._events = Link(
+            endpoint, f"qserve-worker-{record.node_id}-events", on_up=self._listen, on_message=self._on_event
+        )
+        self._children: dict[str, Child] = {}
+        self._woken = asyncio.Event()
+        self._draining = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Host what is assigned, until drained. Raises BrokerUnavailable when Redis was never there."""
+        await self._events.ready()
+        await self.state.announce(self.record)
+        heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
+        try:
+            while not self._draining:
+                self._woken.clear()
+                try:
+                    await self._turn()
+                except TransportError as error:
+                    logger.warning("This turn is skipped: %s", error)
+                    await asyncio.sleep(HEARTBEAT_S / 4)
+                    self._woken.set()
+                await self._woken.wait()
+        finally:
+            heartbeat.cancel()
+
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """Drain all replicas, each within its own grace or `timeout_s`; then leave the cluster. Safe to call twice."""
+        if self._draining:
+            return
+        self._draining = True
+        self._woken.set()
+        leaving = self.record.model_copy(update={"draining": True})
+        try:
+            await self.state.announce(leaving)
+        except TransportError as error:
+            logger.warning("Draining without telling the controllers: %s", error)
+        children = list(self._children.values())
+        for child in children:
+            child.drain(child.spec.config.graceful_shutdown_timeout_s if timeout_s is None else timeout_s)
+        keeping = asyncio.create_task(self._heartbeat())
+        await asyncio.gather(*(child.ended() for child in children))
+        keeping.cancel()
+        try:
+            await self.state.withdraw(self.record.node_id)
+        except TransportError as error:
+            logger.warning("The lease of this node is left to lapse: %s", error)
+        await self._events.close()
+        await self._link.close()
+
+    def kill_children(self) -> None:
+        """End all replicas now; for a second signal. Their calls are handed back."""
+        for child in self._children.values():
+            child.kill()
+
+    async def _heartbeat(self) -> None:
+        """Renew the node's lease and its replicas', from this process: user code that blocks its own loses nothing."""
+        while True:
+            names = [self.state.keys.node_lease(self.record.node_id)]
+            names += [self._lease(child.assignment) for child in self._children.values()]
+            try:
+                await self.state.renew(names)
+            except TransportError as error:
+                logger.warning("The leases were not renewed: %s", error)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _turn(self) -> None:
+        """Compare assignments with children; start what is missing, drain what is not wanted."""
+        wanted = await self.state.assignments(self.record.node_id)
+        for replica_id, child in list(self._children.items()):
+            if replica_id not in wanted:
+                self._drain_child(child)
+        for replica_id, assignment in wanted.items():
+            if replica_id not in self._children:
+                await self._start(assignment)
+
+    async def _start(self, assignment: Assignment) -> None:
+        try:
+            spec = (await self.state.app(assignment.app)).deployment(assignment.deployment)
+        except TransportError:
+            raise
+        except QserveError as error:
+            await self._show_failure(assignment, str(error))
+            return
+        if spec is None or spec.version != assignment.version:
+            return  # changed since: the leader will take this assignment back
+        child = Child(assignment, spec, on_state=self._show, on_exit=self._after)
+        self._children[assignment.replica_id] = child
+        await self.state.renew([self._lease(assignment)])
+        try:
+            await child.start(self._settings)
+        except OSError as error:
+            del self._children[assignment.replica_id]
+            await self._show_failure(assignment, f"The replica process could not be started: {error}")
+            return
+        await self._show(child)
+
+    def _drain_child(self, child: Child) -> None:
+        if child.state is not ReplicaState.STOPPING:
+            child.drain(child.spec.config.graceful_shutdown_timeout_s)
+            self._spawn(self._show(child))
+
+    async def _after(self, child: Child) -> None:
+        """A child has ended: give its calls to others at once, and say what became of it."""
+        asked = child.state is ReplicaState.STOPPING
+        keys = self._keys(child.assignment)
+        reclaimer = Reclaimer(self._link, self._ring, keys, child.spec.config.max_retries)
+        while True:
+            try:
+                await self._close_books(child, reclaimer, asked=asked)
+                break
+            except TransportError as error:
+                logger.warning("The calls of %s are handed back as soon as Redis is there: %s", child.label, error)
+                await asyncio.sleep(HEARTBEAT_S / 4)
+        del self._children[child.assignment.replica_id]
+        self._woken.set()
+
+    async def _close_books(self, child: Child, reclaimer: Reclaimer, *, asked: bool) -> None:
+        held = await reclaimer.all_of(child.assignment.replica_id, child.message.split("\n")[0], charge=not asked)
+        if asked:
+            await self.state.forget(child.assignment.replica_id)
+            return
+        if child.state is not ReplicaState.FAILED:
+            child.state = ReplicaState.DIED
+        logger.warning("%s %s, %d calls were handed back. %s", child.label, child.state, held, child.message)
+        await self._show(child)
+
+    async def _show(self, child: Child) -> None:
+        try:
+            await self.state.record(_record(child.assignment, child.state, child.pid, child.message))
+        except TransportError as error:
+            logger.warning("The state of %s was not shown: %s", child.label, error)
+
+    async def _show_failure(self, assignment: Assignment, message: str) -> None:
+        await self.state.record(_record(assignment, ReplicaState.FAILED, 0, message))
+
+    def _keys(self, assignment: Assignment) -> Any:
+        return deployment_keys(self._settings.namespace, assignment.app, assignment.deployment)
+
+    def _lease(self, assignment: Assignment) -> str:
+        name: str = self._keys(assignment).lease(assignment.replica_id)
+        return name
+
+    async def _listen(self, pipe: Pipe) -> None:
+        await replies.subscribe(pipe, self.state.keys.events)
+        self._woken.set()
+
+    def _on_event(self, event: bytes) -> None:
+        if event.decode() == f"assign {self.record.node_id}" or event.startswith(b"delete "):
+            self._woken.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _record(assignment: Assignment, state: ReplicaState, pid: int, message: str) -> ReplicaRecord:
+    return ReplicaRecord(**assignment.model_dump(), state=state, pid=pid, message=message)

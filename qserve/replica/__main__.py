@@ -1,0 +1,133 @@
+"""The door of a replica process: takes its assignment from its worker over a socket, builds the class, serves."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from qserve import logs, loops
+from qserve.config import Settings
+from qserve.context import ReplicaContext, set_replica_context
+from qserve.replica.load import Servable, build
+from qserve.replica.serve import Server
+from qserve.spec import Assignment, DeploymentSpec
+from qserve.store.connection import endpoint_of
+from qserve.store.link import Link
+from qserve.store.state import ClusterState
+from qserve.wire.signing import KeyRing
+
+logger = logging.getLogger("qserve.replica")
+_PR_SET_PDEATHSIG = 1
+
+
+class Control:
+    """The socket to the worker: JSON lines, both ways. End of file means that the worker is gone."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, fd: int) -> Control:
+        """Take over the socket that was inherited as `fd`."""
+        return cls(*await asyncio.open_connection(sock=socket.socket(fileno=fd)))
+
+    async def read(self) -> dict[str, Any] | None:
+        """The next message; None when the worker is gone."""
+        line = await self._reader.readline()
+        message: dict[str, Any] | None = json.loads(line) if line else None
+        return message
+
+    def tell(self, **message: Any) -> None:
+        """Send a message to the worker."""
+        self._writer.write(json.dumps(message).encode() + b"\n")
+
+    async def flush(self) -> None:
+        """Wait until what was told has left."""
+        await self._writer.drain()
+
+
+async def main(fd: int) -> int:
+    """Serve one assignment. Returns the exit code."""
+    control = await Control.open(fd)
+    message = await control.read()
+    if message is None:
+        return 1
+    settings = Settings.from_env()
+    assignment = Assignment.model_validate(message["assignment"])
+    spec = DeploymentSpec.model_validate(message["spec"])
+    try:
+        servable = await _build(settings, assignment, spec)
+        server = Server(settings, assignment, spec.config, servable)
+        await server.connect()
+    except BaseException:
+        control.tell(state="FAILED", message=traceback.format_exc())
+        await control.flush()
+        return 1
+    control.tell(state="RUNNING")
+    return await _serve(server, servable, control)
+
+
+async def _build(settings: Settings, assignment: Assignment, spec: DeploymentSpec) -> Servable:
+    link = Link(endpoint_of(settings), f"qserve-{assignment.replica_id}-load")
+    try:
+        state = ClusterState(link, settings.namespace, KeyRing(settings.secrets))
+        code = await state.code(assignment.version)
+    finally:
+        await link.close()
+    context = ReplicaContext(assignment.app, assignment.deployment, assignment.replica_id, assignment.version, None)
+    set_replica_context(context)
+    servable = await build(code, spec.config.user_config)
+    set_replica_context(
+        ReplicaContext(
+            assignment.app, assignment.deployment, assignment.replica_id, assignment.version, servable.target
+        )
+    )
+    return servable
+
+
+async def _serve(server: Server, servable: Servable, control: Control) -> int:
+    serving = asyncio.create_task(server.run())
+    listening = asyncio.create_task(control.read())
+    await asyncio.wait((serving, listening), return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        serving.result()
+    message = listening.result() if listening.done() else None
+    if message is None:
+        logger.warning("The worker is gone; so is this replica.")
+        return 1
+    gone = asyncio.create_task(control.read())
+    draining = asyncio.create_task(server.drain(float(message["drain"])))
+    await asyncio.wait((draining, gone), return_when=asyncio.FIRST_COMPLETED)
+    serving.cancel()
+    if draining.done():
+        draining.result()
+        await servable.finalize()
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when the worker's dies, however it dies (Linux; elsewhere the socket tells)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _die_with_parent()
+    # The worker decides when we end: a Ctrl-C in its terminal is its affair.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    chosen = Settings.from_env()
+    logs.configure(chosen)
+    code = loops.run(main(int(sys.argv[1])), chosen)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # user threads must not hold the process, and __del__ has run

@@ -1,0 +1,219 @@
+"""A replica's loop: take calls into free slots, have them run, store their replies. Claim, execute and reply are apart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any
+
+from qserve.client.portal import get_response
+from qserve.config import DeploymentConfig, Settings
+from qserve.context import CallContext
+from qserve.errors import CallLost, CallRejected, SignatureError, TransportError
+from qserve.replica.executor import Executor, Job
+from qserve.replica.load import Servable
+from qserve.replica.outbox import ReplyBox
+from qserve.spec import Assignment
+from qserve.store import calls as store
+from qserve.store.calls import Entry, Finished
+from qserve.store.connection import endpoint_of
+from qserve.store.link import Link
+from qserve.store.pipe import Pipe
+from qserve.store.reclaim import Reclaimer
+from qserve.wire import codec
+from qserve.wire.keys import deployment_keys, request_id
+from qserve.wire.messages import Call, Reply, open_call, peek_call, seal_reply
+from qserve.wire.signing import Direction, KeyRing
+
+logger = logging.getLogger("qserve.replica")
+
+BLOCK_MS = 5000
+# A call may reach us before the call that it waits for is stored: both may come over different connections.
+_INPUT_GRACE_S = 5.0
+_INPUT_RETRY_S = 0.1
+
+
+class Server:
+    """Serves one deployment from this process: `run()` until drained, then `drain(timeout_s)`."""
+
+    def __init__(self, settings: Settings, assignment: Assignment, config: DeploymentConfig, servable: Servable) -> None:
+        self.replica_id = assignment.replica_id
+        self.keys = deployment_keys(settings.namespace, assignment.app, assignment.deployment)
+        self._slots = config.max_ongoing_requests
+        self._ring = KeyRing(settings.secrets)
+        self._opens = self._ring.signer(Direction.CALL, self.keys.scope)
+        self._seals = self._ring.signer(Direction.REPLY, self.keys.scope)
+        endpoint = endpoint_of(settings)
+        self._reader = Link(
+            endpoint, f"qserve-{self.replica_id}-take", on_up=self._resume, silence_s=BLOCK_MS / 1000 + 5.0
+        )
+        self._link = Link(endpoint, f"qserve-{self.replica_id}", on_up=self._link_up)
+        self._slot_free = asyncio.Event()
+        self._executor = Executor(servable, self._slots, self._on_done)
+        self._replies = ReplyBox(self._link, self.keys, self._slot_free.set)
+        self._reclaimer = Reclaimer(self._link, self._ring, self.keys, config.max_retries)
+        self._running: dict[bytes, Job] = {}
+        self._parked: dict[bytes, Entry] = {}
+        self._ready: deque[Job] = deque()
+        self._draining = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def connect(self) -> None:
+        """Open both connections and the queue. Raises BrokerUnavailable."""
+        await store.open_queue(await self._link.ready(), self.keys)
+        await self._reader.ready()
+
+    async def run(self) -> None:
+        """Take calls until drained. Trouble with Redis is waited out."""
+        while not self._draining:
+            free = self._free()
+            if free <= 0:
+                self._slot_free.clear()
+                await self._slot_free.wait()
+                continue
+            try:
+                # COUNT is per stream, and there are two.
+                pipe = await self._reader.ready()
+                entries = await store.take(pipe, self.keys, self.replica_id, max(1, free // 2), BLOCK_MS)
+            except TransportError as error:
+                logger.info("Taking calls is interrupted: %s", error)
+                await asyncio.sleep(_INPUT_RETRY_S)
+                continue
+            self._accept(entries)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no more calls, finish those that run within `timeout_s`, hand the rest back uncharged."""
+        self._draining = True
+        self._slot_free.set()
+        self._reader.close_now()
+        for entry in list(self._parked.values()) + [job.entry for job in self._ready]:
+            self._hand_back([entry])
+        self._parked.clear()
+        self._ready.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._running or self._tasks or self._replies.owed:
+                    self._slot_free.clear()
+                    await self._slot_free.wait()
+        except TimeoutError:
+            logger.warning("%d calls did not finish in %g s and are handed back.", len(self._running), timeout_s)
+        self._executor.close()
+        await self._reclaimer.all_of(self.replica_id, "a drain", charge=False)
+        await self._link.close()
+
+    # Taking
+
+    def _free(self) -> int:
+        return self._slots - len(self._running) - len(self._ready)
+
+    def _accept(self, entries: list[Entry]) -> None:
+        surplus = [entry for entry in entries if not self._take_in(entry)]
+        if surplus:
+            self._hand_back(surplus)
+
+    def _take_in(self, entry: Entry) -> bool:
+        """Start, park or refuse one entry. False when there is no slot for it."""
+        try:
+            call = open_call(entry.envelope, self._opens)
+        except SignatureError as error:
+            self._spawn(self._refuse(entry, error))
+            return True
+        if inputs := call.context.get("inputs"):
+            self._parked[entry.entry_id] = entry
+            self._spawn(self._park(entry, call, inputs))
+            return True
+        if self._free() <= 0:
+            return False
+        self._start(self._job(entry, call, {}))
+        return True
+
+    def _job(self, entry: Entry, call: Call, inputs: dict[str, Any]) -> Job:
+        name = request_id(self.keys.app, self.keys.deployment, call.call_id)
+        context = CallContext(call.context.get("request", name), name, entry.attempt)
+        return Job(entry, call, context, inputs)
+
+    def _start(self, job: Job) -> None:
+        self._running[job.entry.entry_id] = job
+        self._executor.start(job)
+
+    async def _resume(self, pipe: Pipe) -> None:
+        """On a new connection: entries that were given to us, but whose delivery we never saw, are ours to run."""
+        for stream in (self.keys.front, self.keys.calls):
+            entries = await store.pending(pipe, stream, self.replica_id, self._slots)
+            held = self._running.keys() | self._parked.keys() | self._replies.entry_ids()
+            held |= {job.entry.entry_id for job in self._ready}
+            self._accept([entry for entry in entries if entry.entry_id not in held])
+
+    # Inputs that are other calls' results
+
+    async def _park(self, entry: Entry, call: Call, names: list[str]) -> None:
+        """Wait for the inputs without a slot; then run, or answer with the error that an input has."""
+        try:
+            values = await asyncio.gather(*(_value_of(name) for name in names))
+        except Exception as error:
+            if self._parked.pop(entry.entry_id, None) is not None:
+                job = self._job(entry, call, {})
+                self._running[entry.entry_id] = job
+                self._on_done(job, codec.encode_error(call.call_id, error, call.serializer))
+            return
+        if self._parked.pop(entry.entry_id, None) is None:
+            return
+        job = self._job(entry, call, dict(zip(names, values, strict=True)))
+        if self._slots > len(self._running):
+            self._start(job)
+        else:
+            self._ready.append(job)
+
+    # Ending calls
+
+    def _on_done(self, job: Job, reply: Reply) -> None:
+        if self._running.pop(job.entry.entry_id, None) is None:
+            return  # handed back meanwhile
+        self._replies.add(Finished(job.entry, job.call.call_id, job.call.inbox, seal_reply(reply, self._seals)))
+        if self._ready and not self._draining:
+            self._start(self._ready.popleft())
+        self._slot_free.set()
+
+    async def _refuse(self, entry: Entry, cause: SignatureError) -> None:
+        """Quarantine what cannot be trusted; tell the caller if the entry is the one that was put for its call."""
+        logger.warning("Entry %s of %s was quarantined: %s", entry.entry_id.decode(), entry.stream, cause)
+        answer = None
+        if (peeked := peek_call(entry.envelope)) is not None:
+            call_id, inbox = peeked
+            error = CallRejected(f"A replica of {self.keys.deployment!r} refused the call unopened. {cause}")
+            answer = (call_id, inbox, seal_reply(codec.encode_error(call_id, error, 0), self._seals))
+        await store.quarantine(self._link, self.keys, entry, str(cause), answer)
+
+    def _hand_back(self, entries: list[Entry]) -> None:
+        for stream in (self.keys.front, self.keys.calls):
+            if chosen := [entry for entry in entries if entry.stream == stream]:
+                self._spawn(self._reclaimer.take(stream, self.replica_id, chosen, "a drain", charge=False))
+
+    def _link_up(self, _pipe: Pipe) -> None:
+        asyncio.get_running_loop().call_soon(self._replies.flush)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._slot_free.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("A step was interrupted; what it held is handed back when the replica ends: %s", error)
+
+
+async def _value_of(name: str) -> Any:
+    """The result of another call. One that is not stored yet is given a moment."""
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + _INPUT_GRACE_S
+    while True:
+        try:
+            return await get_response(name)
+        except CallLost:
+            if loop.time() >= give_up_at:
+                raise
+            await asyncio.sleep(_INPUT_RETRY_S)

@@ -1,0 +1,1 @@
+"""Where calls and state are kept. The only room that speaks to Redis."""

@@ -1,0 +1,216 @@
+"""A deployment's queue: put, take, finish, hand back. One typed function per operation; docs/design/protocol.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+
+from qserve.config import RESULT_TTL_S
+from qserve.errors import BrokerRefused
+from qserve.store import scripts
+from qserve.store.link import Link
+from qserve.store.pipe import Pipe
+from qserve.wire.keys import GROUP, DeploymentKeys
+
+# A reply up to this size rides in the note to its caller; larger ones are fetched, because the server closes
+# subscribers that fall more than 32 MiB behind.
+INLINE_REPLY_BYTES = 16 * 1024
+# How many calls one script may handle: it blocks the server while it runs.
+MOST_PER_SCRIPT = 250
+MOST_PER_SWEEP = 100
+_QUARANTINE_KEEPS = 1000
+_QUARANTINE_BYTES = 4096
+_DEAD_KEEPS = 10_000
+_TTL_MS = int(RESULT_TTL_S * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One call as it stands in a queue."""
+
+    stream: str
+    entry_id: bytes
+    envelope: bytes
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One reply on its way into the store."""
+
+    entry: Entry
+    call_id: bytes
+    inbox: str
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many calls a deployment has waiting and running."""
+
+    waiting: int
+    running: int
+
+
+def put(
+    pipe: Pipe,
+    keys: DeploymentKeys,
+    calls: Sequence[tuple[bytes, bytes]],
+    limit: int,
+    on_reply: Callable[[Any], None],
+) -> None:
+    """Add (call id, envelope) pairs to the queue, in order; at most MOST_PER_SCRIPT, no id twice.
+
+    `on_reply` gets [taken, waiting] ([-1, 0] when the deployment is gone), or the exception.
+    """
+    names = [keys.calls, keys.front]
+    names += [keys.record(call_id) for call_id, _ in calls]
+    pipe.run(scripts.PUT, names, [GROUP, limit, *(envelope for _, envelope in calls)], on_reply)
+
+
+def finish(
+    pipe: Pipe, keys: DeploymentKeys, stream: str, batch: Sequence[Finished], on_reply: Callable[[Any], None]
+) -> None:
+    """Store the replies of calls taken from `stream`; at most MOST_PER_SCRIPT. `on_reply` gets how many were fenced."""
+    names = [stream]
+    arguments: list[Any] = [GROUP, _TTL_MS, INLINE_REPLY_BYTES]
+    for done in batch:
+        names.append(keys.record(done.call_id))
+        arguments += (done.entry.entry_id, done.inbox, done.reply)
+    pipe.run(scripts.FINISH, names, arguments, on_reply)
+
+
+def read_entries(reply: Any) -> list[Entry]:
+    """The entries of an XREADGROUP's reply, in order of the streams. Deleted ones are left out."""
+    return [
+        _entry(stream.decode(), entry_id, fields)
+        for stream, rows in reply or ()
+        for entry_id, fields in rows
+        if fields is not None
+    ]
+
+
+def _entry(stream: str, entry_id: bytes, fields: Sequence[bytes]) -> Entry:
+    named = dict(zip(fields[::2], fields[1::2], strict=False))
+    attempt = named.get(b"a", b"1")
+    return Entry(stream, entry_id, named.get(b"c", b""), int(attempt) if attempt.isdigit() else 1)
+
+
+async def take(pipe: Pipe, keys: DeploymentKeys, replica: str, count: int, block_ms: int) -> list[Entry]:
+    """Up to `count` entries of each stream, handed-back ones first; waits up to `block_ms` for the first.
+
+    block_ms  0 does not wait
+    Raises TransportError; a group that is missing is made again and nothing is returned.
+    """
+    waiting = ("BLOCK", block_ms) if block_ms else ()
+    try:
+        reply = await pipe.call(
+            "XREADGROUP", "GROUP", GROUP, replica, "COUNT", count, *waiting, "STREAMS", keys.front, keys.calls, ">", ">"
+        )
+    except BrokerRefused as error:
+        if "NOGROUP" not in str(error):
+            raise
+        await open_queue(pipe, keys)
+        return []
+    return read_entries(reply)
+
+
+async def open_queue(pipe: Pipe, keys: DeploymentKeys) -> None:
+    """Make the deployment's streams and their group, from the first entry on; leaves what is there."""
+    for stream in (keys.front, keys.calls):
+        try:
+            await pipe.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+        except BrokerRefused as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+
+async def pending(pipe: Pipe, stream: str, replica: str, most: int = MOST_PER_SWEEP) -> list[Entry]:
+    """What `replica` holds of `stream`, oldest first, at most `most`."""
+    rows = await pipe.script(scripts.PENDING, [stream], [GROUP, replica, most])
+    return [Entry(stream, row[0], row[2], int(row[1]) if row[1].isdigit() else 1) for row in rows]
+
+
+async def hand_back(
+    link: Link, keys: DeploymentKeys, stream: str, replica: str, entries: Sequence[tuple[Entry, bytes]], *, charge: bool
+) -> int:
+    """Put calls that `replica` holds to the front of the queue, as (entry, call id). Returns how many were moved.
+
+    charge  whether the attempt counts: no for a drain, yes for a replica that died
+    """
+    names = [stream, keys.front, *(keys.record(call_id) for _, call_id in entries)]
+    arguments: list[Any] = [GROUP, replica]
+    for entry, _ in entries:
+        arguments += (entry.entry_id, entry.attempt + int(charge))
+    moved: int = await link.script(scripts.HAND_BACK, names, arguments)
+    return moved
+
+
+async def quarantine(
+    link: Link, keys: DeploymentKeys, entry: Entry, reason: str, answer: tuple[bytes, str, bytes] | None
+) -> bool:
+    """Take an entry that cannot be trusted off the queue and keep its first bytes.
+
+    answer  (call id, inbox, reply) for the caller, sent only when the entry is the one made for that call
+    """
+    call_id, inbox, reply = answer or (b"", "", b"")
+    record = keys.record(call_id) if answer else entry.stream
+    state = f"Q{'f' if entry.stream == keys.front else 'c'}{entry.entry_id.decode()}"
+    raw = entry.envelope[:_QUARANTINE_BYTES]
+    arguments = [GROUP, entry.entry_id, state, reason, raw, _QUARANTINE_KEEPS, inbox, reply, _TTL_MS]
+    gone = await link.script(scripts.QUARANTINE, [entry.stream, keys.quarantine, record], arguments)
+    return bool(gone)
+
+
+async def bury(link: Link, keys: DeploymentKeys, entry: Entry, call_id: bytes, reason: str) -> None:
+    """Keep a call that used up its attempts as a dead letter. Its caller is answered by `finish`."""
+    fields = ("call", call_id.hex(), "attempts", entry.attempt, "reason", reason, "envelope", entry.envelope)
+    await link.call("XADD", keys.dead, "MAXLEN", "~", _DEAD_KEEPS, "*", *fields)
+
+
+async def reap(link: Link, keys: DeploymentKeys, replica: str) -> bool:
+    """Forget a replica that holds nothing and has no lease; its consumer would stay in the group for ever."""
+    names = [keys.calls, keys.front, keys.lease(replica)]
+    return bool(await link.script(scripts.REAP, names, [GROUP, replica]))
+
+
+async def retire(link: Link, keys: DeploymentKeys) -> bool:
+    """Remove a deleted deployment's queue if it is empty. From then on calls to it are refused."""
+    return bool(await link.script(scripts.RETIRE, [keys.calls, keys.front]))
+
+
+async def holders(link: Link, keys: DeploymentKeys) -> dict[str, int]:
+    """The replicas known to the queue's group, and how many calls each holds."""
+    held: dict[str, int] = {}
+    for stream in (keys.front, keys.calls):
+        try:
+            rows = await link.call("XINFO", "CONSUMERS", stream, GROUP)
+        except BrokerRefused:  # no stream or no group: nobody holds anything
+            continue
+        for row in rows:
+            named = dict(zip(row[::2], row[1::2], strict=True))
+            name = named[b"name"].decode()
+            held[name] = held.get(name, 0) + int(named[b"pending"])
+    return held
+
+
+async def depth(link: Link, keys: DeploymentKeys) -> Depth:
+    """How many calls wait and run now; exact, O(1). A missing stream is empty."""
+    pipe = await link.ready()
+    total = running = 0
+    for stream in (keys.front, keys.calls):
+        length, summary = pipe.call("XLEN", stream), pipe.call("XPENDING", stream, GROUP)
+        total += await length
+        try:
+            running += (await summary)[0]
+        except BrokerRefused:
+            continue
+    return Depth(waiting=total - running, running=running)
+
+
+def is_error(reply: Any) -> bool:
+    """Whether what a callback got is an error, of the server or of the connection."""
+    return isinstance(reply, (hiredis.ReplyError, Exception))

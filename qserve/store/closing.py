@@ -1,0 +1,51 @@
+"""The end of a queue: what still waits in a deleted deployment's queue is answered, not dropped."""
+
+from __future__ import annotations
+
+from qserve.errors import BrokerRefused, SignatureError
+from qserve.store import calls as store
+from qserve.store.calls import Entry, Finished
+from qserve.store.link import Link
+from qserve.store.reclaim import finish_one
+from qserve.wire import codec
+from qserve.wire.keys import GROUP, DeploymentKeys
+from qserve.wire.messages import open_call, seal_reply
+from qserve.wire.signing import Direction, KeyRing
+
+_CLOSER = "closer"
+
+
+async def answer_waiting(link: Link, ring: KeyRing, keys: DeploymentKeys, error: Exception) -> int:
+    """Give every call that waits this error as its answer. Running calls are left to their replicas. Returns how many."""
+    answered = 0
+    while entries := await _take(link, keys):
+        for entry in entries:
+            await _answer(link, ring, keys, entry, error)
+        answered += len(entries)
+    return answered
+
+
+async def _take(link: Link, keys: DeploymentKeys) -> list[Entry]:
+    """Waiting entries, and those that a closer before us took and did not answer."""
+    found: list[Entry] = []
+    for stream in (keys.front, keys.calls):
+        try:
+            reply = await link.call(
+                "XREADGROUP", "GROUP", GROUP, _CLOSER, "COUNT", store.MOST_PER_SWEEP, "STREAMS", stream, ">"
+            )
+        except BrokerRefused:  # the stream is gone
+            continue
+        found += store.read_entries(reply) or await store.pending(await link.ready(), stream, _CLOSER)
+    return found
+
+
+async def _answer(link: Link, ring: KeyRing, keys: DeploymentKeys, entry: Entry, error: Exception) -> None:
+    try:
+        call = open_call(entry.envelope, ring.signer(Direction.CALL, keys.scope))
+    except SignatureError as cause:
+        await store.quarantine(link, keys, entry, str(cause), None)
+        return
+    reply = seal_reply(
+        codec.encode_error(call.call_id, error, call.serializer), ring.signer(Direction.REPLY, keys.scope)
+    )
+    await finish_one(link, keys, Finished(entry, call.call_id, call.inbox, reply))

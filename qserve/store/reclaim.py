@@ -1,0 +1,82 @@
+"""Calls of a replica that is gone: handed back at once, or answered when their attempts are used up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from qserve.errors import ReplicaDiedError
+from qserve.store import calls as store
+from qserve.store.calls import Entry, Finished
+from qserve.store.link import Link
+from qserve.wire import codec
+from qserve.wire.keys import DeploymentKeys
+from qserve.wire.messages import Outcome, open_call, peek_call, seal_reply
+from qserve.wire.signing import Direction, KeyRing
+
+logger = logging.getLogger("qserve.store")
+
+
+class Reclaimer:
+    """Takes calls from replicas of one deployment that died, drained, or lost their lease.
+
+    max_retries  how often a call may run again after a replica died under it
+    """
+
+    def __init__(self, link: Link, ring: KeyRing, keys: DeploymentKeys, max_retries: int) -> None:
+        self._link = link
+        self._ring = ring
+        self._keys = keys
+        self._max_retries = max_retries
+
+    async def all_of(self, replica: str, cause: str, *, charge: bool = True) -> int:
+        """Take everything the replica holds, drop its lease, and forget it. Returns how many calls it held.
+
+        cause   how the replica ended, for the callers whose attempts are used up
+        charge  whether the attempt counts: no for a drain
+        """
+        total = 0
+        for stream in (self._keys.front, self._keys.calls):
+            while entries := await store.pending(await self._link.ready(), stream, replica):
+                await self.take(stream, replica, entries, cause, charge=charge)
+                total += len(entries)
+        await self._link.call("UNLINK", self._keys.lease(replica))
+        await store.reap(self._link, self._keys, replica)
+        return total
+
+    async def take(self, stream: str, replica: str, entries: Sequence[Entry], cause: str, *, charge: bool) -> None:
+        """Hand entries of one stream back, or answer those whose attempts are used up."""
+        again: list[tuple[Entry, bytes]] = []
+        for entry in entries:
+            if (peeked := peek_call(entry.envelope)) is None:
+                await store.quarantine(self._link, self._keys, entry, "its header cannot be read", None)
+            elif charge and entry.attempt > self._max_retries:
+                await self._give_up(entry, cause)
+            else:
+                again.append((entry, peeked[0]))
+        if again:
+            await store.hand_back(self._link, self._keys, stream, replica, again, charge=charge)
+
+    async def _give_up(self, entry: Entry, cause: str) -> None:
+        call = open_call(entry.envelope, self._ring.signer(Direction.CALL, self._keys.scope))
+        error = ReplicaDiedError(
+            f"The call '{self._keys.deployment}.{call.method}' was given up after {entry.attempt} attempts: its replica "
+            f"died each time, at last by {cause}. It is kept as a dead letter."
+        )
+        await store.bury(self._link, self._keys, entry, call.call_id, str(error))
+        reply = codec.encode_error(call.call_id, error, call.serializer, Outcome.DEAD)
+        envelope = seal_reply(reply, self._ring.signer(Direction.REPLY, self._keys.scope))
+        await finish_one(self._link, self._keys, Finished(entry, call.call_id, call.inbox, envelope))
+        logger.warning("%s", error)
+
+
+async def finish_one(link: Link, keys: DeploymentKeys, done: Finished) -> None:
+    """Store one reply. Raises TransportError."""
+    pipe = await link.ready()
+    answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    store.finish(pipe, keys, done.entry.stream, [done], answered.set_result)
+    reply = await answered
+    if isinstance(reply, Exception):
+        raise reply

@@ -1,0 +1,192 @@
+"""Desired and observed state of a namespace. Every change counts up the generation and is told on the events channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from qserve.config import LEASE_S
+from qserve.errors import ApplicationNotFound, CallRejected
+from qserve.spec import (
+    ApplicationStatusInfo,
+    AppSpec,
+    Assignment,
+    NodeRecord,
+    Record,
+    ReplicaRecord,
+)
+from qserve.store import scripts
+from qserve.store.calls import open_queue
+from qserve.store.link import Link
+from qserve.wire.keys import ClusterKeys, deployment_keys
+from qserve.wire.messages import open_control, seal_control
+from qserve.wire.signing import Direction, KeyRing
+
+R = TypeVar("R", bound=Record)
+LEASE_MS = int(LEASE_S * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field of one hash to set, or to remove when `value` is None."""
+
+    hash_key: str
+    field: str
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All state of a namespace at one moment. `nodes` holds those that have their lease, `lapsed` those that lost it."""
+
+    apps: dict[str, AppSpec]
+    statuses: dict[str, ApplicationStatusInfo]
+    nodes: dict[str, NodeRecord]
+    lapsed: dict[str, NodeRecord]
+    replicas: dict[str, ReplicaRecord]
+    assignments: dict[str, Assignment]
+
+
+class ClusterState:
+    """Reads and writes the records of one namespace."""
+
+    def __init__(self, link: Link, namespace: str, ring: KeyRing) -> None:
+        self.keys = ClusterKeys(namespace)
+        self.link = link
+        self._namespace = namespace
+        self._signer = ring.signer(Direction.CONTROL, namespace)
+
+    # Desired state: the API's
+
+    async def deploy(self, spec: AppSpec, code: dict[str, bytes]) -> None:
+        """Want this application as it is in `spec`; its queues take calls from now on."""
+        pipe = await self.link.ready()
+        for version, blob in code.items():
+            await pipe.call("SET", self.keys.code(version), seal_control(blob, self._signer))
+        for deployment in spec.deployments:
+            await open_queue(pipe, deployment_keys(self._namespace, spec.name, deployment.name))
+        sealed = seal_control(spec.to_json(), self._signer)
+        await self.write([Change(self.keys.apps, spec.name, sealed)], f"deploy {spec.name}")
+
+    async def delete(self, app: str) -> bool:
+        """Want this application gone. False when it was not wanted."""
+        known = await self.link.call("HEXISTS", self.keys.apps, app)
+        if known:
+            await self.write([Change(self.keys.apps, app, None)], f"delete {app}")
+        return bool(known)
+
+    async def app(self, name: str) -> AppSpec:
+        """The application as it is wanted. Raises ApplicationNotFound that lists those there are."""
+        raw = await self.link.call("HGET", self.keys.apps, name)
+        if raw is None:
+            there = sorted(key.decode() for key in await self.link.call("HKEYS", self.keys.apps))
+            raise ApplicationNotFound(
+                f"Application {name!r} does not exist. Deployed in namespace {self._namespace!r}: {there or 'none'}."
+            )
+        return self._open_app(raw)
+
+    async def code(self, version: str) -> bytes:
+        """The pickled class and arguments of a deployment's version; verified, not unpickled."""
+        raw = await self.link.call("GET", self.keys.code(version))
+        if raw is None:
+            raise CallRejected(f"The code of version {version} is not in Redis any more. Deploy the application again.")
+        return open_control(raw, self._signer)
+
+    # Observed state: the nodes'
+
+    async def announce(self, node: NodeRecord) -> None:
+        """Show this node to the controllers."""
+        await self.link.call("SET", self.keys.node_lease(node.node_id), "1", "PX", LEASE_MS)
+        await self.write([Change(self.keys.nodes, node.node_id, node.to_json())], f"node {node.node_id}")
+
+    async def withdraw(self, node_id: str) -> None:
+        """This node has left, with all that it hosted."""
+        await self.write([Change(self.keys.nodes, node_id, None)], f"node {node_id}")
+        await self.link.call("UNLINK", self.keys.node_lease(node_id), self.keys.assignments(node_id))
+
+    async def renew(self, names: Sequence[str]) -> None:
+        """Renew leases, all in one write."""
+        pipe = await self.link.ready()
+        for step in [pipe.call("SET", name, "1", "PX", LEASE_MS) for name in names]:
+            await step
+
+    async def assignments(self, node_id: str) -> dict[str, Assignment]:
+        """What the leader wants this node to host."""
+        return _records(await self.link.call("HGETALL", self.keys.assignments(node_id)), Assignment)
+
+    async def record(self, replica: ReplicaRecord) -> None:
+        """Show a replica's state."""
+        await self.write([Change(self.keys.replicas, replica.replica_id, replica.to_json())], f"replica {replica.replica_id}")
+
+    async def forget(self, replica_id: str) -> None:
+        """A replica has ended as it was asked to."""
+        await self.write([Change(self.keys.replicas, replica_id, None)], f"replica {replica_id}")
+
+    # Both
+
+    async def write(self, changes: Iterable[Change], event: str, holder: str = "") -> bool:
+        """Make changes in one step and tell `event`. False when `holder` ("term:id") does not lead any more."""
+        hashes: list[str] = []
+        arguments: list[str | bytes | int] = [holder, self.keys.events, event]
+        for change in changes:
+            if change.hash_key not in hashes:
+                hashes.append(change.hash_key)
+            arguments += [hashes.index(change.hash_key) + 1, change.field, change.value or b""]
+        names = [self.keys.leader, self.keys.generation, *hashes]
+        return bool(await self.link.script(scripts.WRITE, names, arguments))
+
+    async def statuses(self) -> dict[str, ApplicationStatusInfo]:
+        """Each application's status, as the leader last saw it."""
+        return _records(await self.link.call("HGETALL", self.keys.statuses), ApplicationStatusInfo)
+
+    async def wanted(self) -> dict[str, AppSpec]:
+        """Each application as it is wanted."""
+        raw = await self.link.call("HGETALL", self.keys.apps)
+        return {key.decode(): self._open_app(value) for key, value in _pairs(raw)}
+
+    async def nodes(self) -> tuple[dict[str, NodeRecord], dict[str, NodeRecord]]:
+        """Nodes with their lease, and nodes without."""
+        known = _records(await self.link.call("HGETALL", self.keys.nodes), NodeRecord)
+        leases = await self.link.call("MGET", *(self.keys.node_lease(n) for n in known)) if known else []
+        alive = {n for n, lease in zip(known, leases, strict=True) if lease is not None}
+        return (
+            {n: record for n, record in known.items() if n in alive},
+            {n: record for n, record in known.items() if n not in alive},
+        )
+
+    async def snapshot(self) -> Snapshot:
+        """Everything, for one turn of the leader."""
+        nodes, lapsed = await self.nodes()
+        assignments: dict[str, Assignment] = {}
+        for node_id in (*nodes, *lapsed):
+            assignments |= await self.assignments(node_id)
+        return Snapshot(
+            apps=await self.wanted(),
+            statuses=await self.statuses(),
+            nodes=nodes,
+            lapsed=lapsed,
+            replicas=_records(await self.link.call("HGETALL", self.keys.replicas), ReplicaRecord),
+            assignments=assignments,
+        )
+
+    async def leader(self) -> str | None:
+        """The holder ("term:id") that leads now."""
+        raw = await self.link.call("GET", self.keys.leader)
+        return None if raw is None else raw.decode()
+
+    async def pulse(self, node_ids: Sequence[str]) -> tuple[int, list[bool]]:
+        """The generation, and which nodes have their lease: one cheap command that tells whether a turn has work."""
+        reply = await self.link.call("MGET", self.keys.generation, *(self.keys.node_lease(n) for n in node_ids))
+        return int(reply[0] or 0), [lease is not None for lease in reply[1:]]
+
+    def _open_app(self, raw: bytes) -> AppSpec:
+        return AppSpec.model_validate_json(open_control(raw, self._signer))
+
+
+def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _records(flat: Sequence[bytes], kind: type[R]) -> dict[str, R]:
+    return {key.decode(): kind.model_validate_json(value) for key, value in _pairs(flat)}

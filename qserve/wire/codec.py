@@ -1,0 +1,222 @@
+"""Values to bytes and back: pickle 5 with buffers out of band, cloudpickle where pickle cannot, or JSON.
+
+Loading a pickle runs code: callers verify the envelope first.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from struct import Struct
+from typing import Any
+
+from qserve.errors import PayloadTooLarge, QserveError, RemoteError, RemoteTraceback, SerializationError
+from qserve.wire.messages import FLAG_BUFFERS, Outcome, Reply, Serializer
+
+_LENGTH = Struct(">I")
+_OUTSIDE = threading.local()
+
+
+class Encoded:
+    """A payload with its flags, and the request ids of the responses that it refers to."""
+
+    __slots__ = ("data", "flags", "references")
+
+    def __init__(self, data: bytes, flags: int, references: list[str]) -> None:
+        self.data = data
+        self.flags = flags
+        self.references = references
+
+
+def note_reference(request_id: str) -> None:
+    """Called while a response is pickled: lets the encoder list what the call waits for."""
+    collected: list[str] | None = getattr(_OUTSIDE, "collected", None)
+    if collected is not None:
+        collected.append(request_id)
+
+
+def resolved_inputs() -> Mapping[str, Any] | None:
+    """The values of the responses that the arguments being loaded refer to; None when no call is being loaded."""
+    inputs: Mapping[str, Any] | None = getattr(_OUTSIDE, "inputs", None)
+    return inputs
+
+
+@contextmanager
+def _outside(name: str, value: Any) -> Iterator[None]:
+    before = getattr(_OUTSIDE, name, None)
+    setattr(_OUTSIDE, name, value)
+    try:
+        yield
+    finally:
+        setattr(_OUTSIDE, name, before)
+
+
+def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: int) -> Encoded:
+    """The arguments of a call. Raises SerializationError that names the argument which cannot travel."""
+    if serializer == Serializer.JSON:
+        return Encoded(_dump_json({"args": args, "kwargs": kwargs}), 0, [])
+    references: list[str] = []
+    _OUTSIDE.collected = references
+    try:
+        data, flags = _dump((args, kwargs))
+    except Exception as error:
+        raise _blame(args, kwargs, error) from error
+    finally:
+        _OUTSIDE.collected = None
+    return Encoded(data, flags, references)
+
+
+def decode_arguments(
+    payload: bytes | memoryview, serializer: int, flags: int, inputs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call, with `inputs` (by request id) in place of the responses among them."""
+    if serializer == Serializer.JSON:
+        record = json.loads(bytes(payload))
+        return tuple(record["args"]), dict(record["kwargs"])
+    with _outside("inputs", inputs):
+        args, kwargs = _load(payload, flags)
+    return args, kwargs
+
+
+def encode_result(call_id: bytes, value: Any, serializer: int) -> Reply:
+    """A reply with the call's result. Raises SerializationError when it cannot travel."""
+    if serializer == Serializer.JSON:
+        return Reply(call_id, Outcome.DONE, _dump_json(value), serializer)
+    try:
+        data, flags = _dump(value)
+    except Exception as error:
+        raise SerializationError(f"The result, a {type(value).__qualname__}, cannot be pickled: {error}") from error
+    return Reply(call_id, Outcome.DONE, data, serializer, flags)
+
+
+def encode_error(call_id: bytes, error: BaseException, serializer: int, outcome: int = Outcome.FAILED) -> Reply:
+    """A reply with an exception: itself where it survives pickling, always its class, text and traceback."""
+    text = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
+    class_name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    facts = {"type": class_name, "message": str(error), "traceback": text}
+    if serializer == Serializer.JSON:
+        return Reply(call_id, outcome, _dump_json(facts), serializer)
+    return Reply(call_id, outcome, pickle.dumps((_portable(error), facts), protocol=5), serializer)
+
+
+def decode_reply(reply: Reply) -> Any:
+    """The result. Raises what the call raised: the original exception, its remote traceback as the cause."""
+    if reply.outcome == Outcome.DONE:
+        if reply.serializer == Serializer.JSON:
+            return json.loads(bytes(reply.payload))
+        return _load(reply.payload, reply.flags)
+    raise rebuild_error(reply)
+
+
+def rebuild_error(reply: Reply) -> BaseException:
+    """The exception that a failed call's reply carries."""
+    if reply.serializer == Serializer.JSON:
+        blob, facts = None, json.loads(bytes(reply.payload))
+    else:
+        blob, facts = pickle.loads(reply.payload)  # noqa: S301 (verified by the envelope's signature)
+    error = _original(blob)
+    text = str(facts["traceback"])
+    if error is None:
+        error = RemoteError(f"{facts['type']}: {facts['message']}", facts["type"], text)
+    if text:
+        error.__cause__ = RemoteTraceback(text)
+        error.add_note(f"Remote traceback:\n{text}")
+    if not isinstance(error, QserveError):
+        _attach(error, text)
+    return error
+
+
+def check_size(what: str, size: int, limit: int) -> None:
+    """Raises PayloadTooLarge with the size and the limit."""
+    if size > limit:
+        raise PayloadTooLarge(
+            f"{what} has {size:,} bytes; the limit is {limit:,} (max_payload_bytes). "
+            "Store the data where the replicas can read it and pass its address."
+        )
+
+
+def _attach(error: BaseException, text: str) -> None:
+    try:
+        error.traceback_str = text  # type: ignore[attr-defined]
+    except AttributeError:  # a class with __slots__
+        return
+
+
+def _portable(error: BaseException) -> bytes | None:
+    """The exception as a pickle that was seen to load again; None where pickle fails either way."""
+    bare = error.with_traceback(None)
+    try:
+        data, _flags = _dump(bare)
+        pickle.loads(data)  # noqa: S301 (our own bytes)
+    except Exception:
+        return None
+    return data
+
+
+def _original(blob: bytes | None) -> BaseException | None:
+    if blob is None:
+        return None
+    try:
+        error = pickle.loads(blob)  # noqa: S301 (verified by the envelope's signature)
+    except Exception:
+        return None
+    return error if isinstance(error, BaseException) else None
+
+
+def _dump_json(value: Any) -> bytes:
+    try:
+        return json.dumps(value, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise SerializationError(f"JSON has no form for this value: {error}") from error
+
+
+def _dump(value: Any) -> tuple[bytes, int]:
+    """Pickle `value`; buffers such as arrays' data stand behind the pickle, without a copy in it."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        by_reference_to_main = b"__main__" in data
+    except Exception:
+        by_reference_to_main = True
+    if by_reference_to_main:  # __main__ is another module in the replica: its classes travel by value
+        import cloudpickle
+
+        buffers = []
+        data = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    if not buffers:
+        return data, 0
+    raws = [buffer.raw() for buffer in buffers]
+    sizes = [_LENGTH.pack(len(raws)), _LENGTH.pack(len(data)), *(_LENGTH.pack(raw.nbytes) for raw in raws)]
+    return b"".join((*sizes, data, *raws)), FLAG_BUFFERS
+
+
+def _load(payload: bytes | memoryview, flags: int) -> Any:
+    if not flags & FLAG_BUFFERS:
+        return pickle.loads(payload)  # noqa: S301 (verified by the envelope's signature)
+    view = memoryview(payload)
+    count = _LENGTH.unpack_from(view)[0]
+    sizes = [_LENGTH.unpack_from(view, 4 * (1 + index))[0] for index in range(count + 1)]
+    at = 4 * (count + 2)
+    parts = []
+    for size in sizes:
+        parts.append(view[at : at + size])
+        at += size
+    return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 (verified by the envelope's signature)
+
+
+def _blame(args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> SerializationError:
+    named = [(f"number {index + 1}", value) for index, value in enumerate(args)]
+    named += [(repr(name), value) for name, value in kwargs.items()]
+    for name, value in named:
+        try:
+            _dump(value)
+        except Exception as cause:
+            return SerializationError(
+                f"The argument {name}, a {type(value).__qualname__}, cannot be pickled: {cause}. "
+                "Pass plain data, or build the object inside the replica."
+            )
+    return SerializationError(f"The arguments cannot be pickled: {error}")

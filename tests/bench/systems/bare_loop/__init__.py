@@ -1,0 +1,1 @@
+"""The limit: what a call costs when nothing but the call is done."""
