@@ -3,12 +3,13 @@
 from qserve.api import delete, get_app_handle, get_deployment_handle, run, shutdown, status
 from qserve.client.portal import get_response
 from qserve.client.waiting import as_completed, get, wait
+from qserve.config import VERSION
 from qserve.context import get_replica_context
 from qserve.deployment import Application, Deployment, deployment
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (in the order in which a user meets them)
     # declare
     "Application",
     "Deployment",

@@ -19,12 +19,10 @@ from qserve.errors import DeployFailed, DeploymentNotFound, DeployTimeout, Qserv
 from qserve.local import LocalCluster
 from qserve.spec import ApplicationStatus, ApplicationStatusInfo, AppSpec, ServeStatus
 from qserve.store import calls, replies
-from qserve.store.connection import endpoint_of
 from qserve.store.link import Link
 from qserve.store.pipe import Pipe
 from qserve.store.state import ClusterState
 from qserve.wire.keys import deployment_keys
-from qserve.wire.signing import KeyRing
 
 T = TypeVar("T")
 DEFAULT_APP = "default"
@@ -90,7 +88,7 @@ def shutdown(*, timeout_s: float = 60.0) -> None:
 
 
 def status() -> ServeStatus:
-    """What runs: applications, deployments, replicas, waiting and running calls, workers. Empty when nothing was started."""
+    """What runs: applications, deployments, replicas, calls, workers. Empty when nothing was started."""
     return _on_portal(_status) if _reaches_cluster() else ServeStatus()
 
 
@@ -134,7 +132,9 @@ def _check_route_prefix(prefix: str | None) -> None:
     if prefix is None:
         return
     if not prefix.startswith("/") or (prefix != "/" and prefix.endswith("/")) or set(prefix) & set("{}"):
-        raise ValueError(f"route_prefix={prefix!r}: it starts with '/', does not end with one, and holds no '{{' or '}}'.")
+        raise ValueError(
+            f"route_prefix={prefix!r}: it starts with '/', does not end with one, and holds no '{{' or '}}'."
+        )
 
 
 def _ensure_cluster() -> None:
@@ -153,7 +153,7 @@ def _ensure_cluster() -> None:
 
 def _end_cluster() -> None:
     """End the embedded cluster, if this process has one: our connections first, then its processes."""
-    global _cluster  # noqa: PLW0603 (a process has one embedded cluster)
+    global _cluster
     with _cluster_lock:
         cluster, _cluster = _cluster, None
     if cluster is not None:
@@ -173,7 +173,9 @@ def _on_portal(work: Callable[[ClusterState], Coroutine[Any, Any, T]]) -> T:
     return door.run(work(ClusterState(core.link, core.settings.namespace, core.ring)))
 
 
-async def _deploy(state: ClusterState, flat: graph.FlatApp, timeout_s: float | None, on_progress: Progress | None) -> None:
+async def _deploy(
+    state: ClusterState, flat: graph.FlatApp, timeout_s: float | None, on_progress: Progress | None
+) -> None:
     app, deploy_id = flat.spec.name, flat.spec.deploy_id
     seen: list[ApplicationStatusInfo] = []
 
@@ -192,7 +194,9 @@ async def _deploy(state: ClusterState, flat: graph.FlatApp, timeout_s: float | N
     await state.deploy(flat.spec, flat.code)
     if not await _until(state, runs, timeout_s):
         reason = seen[-1].message if seen else ""
-        raise DeployTimeout(f"Application {app!r} is not running after {timeout_s:g} s. {await _obstacle(state, reason)}")
+        raise DeployTimeout(
+            f"Application {app!r} is not running after {timeout_s:g} s. {await _obstacle(state, reason)}"
+        )
 
 
 async def _obstacle(state: ClusterState, reason: str) -> str:
@@ -212,7 +216,9 @@ async def _delete(state: ClusterState, names: list[str] | None, timeout_s: float
         return not going & (await state.statuses()).keys()
 
     if await state.leader() is not None and not await _until(state, gone, timeout_s):
-        raise DeployTimeout(f"Applications {sorted(going)} are not gone after {timeout_s:g} s: their replicas still drain.")
+        raise DeployTimeout(
+            f"Applications {sorted(going)} are not gone after {timeout_s:g} s: their replicas still drain."
+        )
 
 
 async def _known_apps(state: ClusterState) -> set[str]:

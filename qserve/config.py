@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from qserve.errors import SettingsError
 
+VERSION = "0.1.0"
 PROTOCOL_VERSION = 1
 HEARTBEAT_S = 2.0
 LEASE_S = 3 * HEARTBEAT_S
@@ -183,6 +184,7 @@ class Settings:
     log_format: str = "text"
     broker_binary: str | None = None
     data_dir: str | None = None
+    runtime_dir: str | None = None
     uvloop: bool = True
 
     @classmethod
@@ -201,6 +203,7 @@ class Settings:
             log_format=env.get("QSERVE_LOG_FORMAT", "text"),
             broker_binary=env.get("QSERVE_BROKER_BINARY") or None,
             data_dir=env.get("QSERVE_DATA_DIR") or None,
+            runtime_dir=env.get("XDG_RUNTIME_DIR") or None,
             uvloop=_flag(env, "QSERVE_UVLOOP", default=True),
         )
 

@@ -73,7 +73,9 @@ class Deployment:
             before.pop("num_replicas", None)
         if isinstance(changes.get("num_replicas"), int) and "autoscaling_config" not in changes:
             before.pop("autoscaling_config", None)
-        return Deployment.declare(func_or_class or self.func_or_class, name or self.name, _config({**before, **changes}))
+        return Deployment.declare(
+            func_or_class or self.func_or_class, name or self.name, _config({**before, **changes})
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Deployment):

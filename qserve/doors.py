@@ -1,7 +1,7 @@
 """What all our processes do at their door: TERM drains, a second one ends at once, and the owner's end is theirs.
 
-An owner is a process that started this one for itself (an embedded cluster): it holds the other end of our stdin, and says
-so by OWNED in the arguments.
+An owner is a process that started this one for itself (an embedded cluster): it holds the other end of our stdin,
+and says so by OWNED in the arguments.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def keep_running(
     *,
     at_once: Callable[[], None] | None = None,
 ) -> int:
-    """Run `work` until it ends or a signal comes; then `drain`. A second signal calls `at_once`. Returns the exit code."""
+    """Run `work` until its end or a signal, then `drain`; a second signal calls `at_once`. Returns the exit code."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
 

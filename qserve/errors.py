@@ -101,7 +101,7 @@ class RemoteError(CallError):
         return (type(self), (str(self), self.class_name, self.traceback_str))
 
 
-class RemoteTraceback(Exception):  # noqa: N818 (it is never raised: it stands as the cause of what is)
+class RemoteTraceback(Exception):
     """The text of a traceback from the replica, shown as the cause of the exception that was rebuilt here."""
 
     def __init__(self, text: str) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from qserve.config import Settings
 from qserve.doors import OWNED
@@ -37,7 +38,7 @@ class LocalCluster:
             raise
 
     def stop(self) -> None:
-        """Drain the replicas, end all children, remove the folder. Safe to call twice; does nothing in a forked child."""
+        """Drain the replicas, end all children, remove the folder. Safe to call twice; idle in a forked child."""
         if self._owner != os.getpid():
             return
         children, self._children = self._children, []
@@ -54,8 +55,8 @@ class LocalCluster:
 
     def _spawn(self, module: str) -> subprocess.Popen[bytes]:
         env = self.settings.child_env()
-        env["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        return subprocess.Popen(  # noqa: S603 (our own module)
+        env["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        return subprocess.Popen(
             [sys.executable, "-m", module, OWNED],
             stdin=subprocess.PIPE,
             env=env,

@@ -1,4 +1,7 @@
-"""Log lines of our own processes: text or JSON, one line an event, to stderr. Libraries' users configure logging themselves."""
+"""Log lines of our own processes: text or JSON, one line an event, to stderr.
+
+Programs that import qserve configure logging themselves.
+"""
 
 from __future__ import annotations
 

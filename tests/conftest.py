@@ -1,4 +1,4 @@
-"""Fixtures for all rings: one real broker for the session, a namespace for each test, processes where a test needs them."""
+"""Fixtures for all rings: one real broker a session, a namespace a test, processes where a test needs them."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ class DeploymentHandle(Generic[T]):
         """Make the call; returns at once. It runs even if nobody fetches the response.
 
         Arguments may hold responses of other calls, anywhere: the callee gets their values.
-        Raises SerializationError (a TypeError) that names an argument which cannot be pickled, PayloadTooLarge. All other
-        errors appear when the response is fetched.
+        Raises SerializationError (a TypeError) that names the argument at fault, and PayloadTooLarge. All other errors
+        appear when the response is fetched.
         """
         parent = current_call.get()
         core = current_core()

@@ -187,16 +187,17 @@ class Inbox:
             self.fail(
                 response,
                 CallLost(
-                    f"Redis does not know the call {response.call_id.hex()} to {response.keys.deployment!r} (any more): it "
-                    "lost the call in a restart, or its result was fetched or is older than its time to live. Submit it "
-                    "again if running it twice does no harm."
+                    f"Redis does not know the call {response.call_id.hex()} to {response.keys.deployment!r} (any "
+                    "more): it lost the call in a restart, or its result was fetched or is older than its time to "
+                    "live. Submit it again if running it twice does no harm."
                 ),
             )
         elif store.is_reply(record) and not self._deliver(response, record):
             self.fail(
                 response,
                 SignatureError(
-                    f"The reply to call {response.call_id.hex()} does not carry a valid signature of this cluster; it was not "
-                    "opened. Give all processes the same QSERVE_SECRET_KEY; if they have it, somebody else writes here."
+                    f"The reply to call {response.call_id.hex()} does not carry a valid signature of this cluster; it "
+                    "was not opened. Give all processes the same QSERVE_SECRET_KEY; if they have it, somebody else "
+                    "writes here."
                 ),
             )

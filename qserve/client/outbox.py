@@ -171,6 +171,6 @@ class Outbox:
 
 def _gone(keys: DeploymentKeys) -> DeploymentUnavailableError:
     return DeploymentUnavailableError(
-        f"Deployment {keys.deployment!r} of application {keys.app!r} is not deployed in namespace {keys.namespace!r}: it "
-        "was deleted, or never was there. `qserve status` lists what is; deploy it with serve.run(...)."
+        f"Deployment {keys.deployment!r} of application {keys.app!r} is not deployed in namespace {keys.namespace!r}: "
+        "it was deleted, or never was there. `qserve status` lists what is; deploy it with serve.run(...)."
     )

@@ -1,4 +1,4 @@
-"""The process's way to its cluster: which one it is, a core for each event loop, and one thread for all other callers."""
+"""How this process reaches its cluster: a core for each event loop, and one thread for all other callers."""
 
 from __future__ import annotations
 
@@ -129,4 +129,3 @@ def get_response(request_id: str) -> DeploymentResponse[Any]:
 
 async def _make_core(chosen: Settings) -> Core:
     return Core(chosen)
-

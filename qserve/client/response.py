@@ -1,4 +1,4 @@
-"""`DeploymentResponse`: a call's answer, for `await`, for `.result()`, for asyncio.wait, and as an argument of other calls."""
+"""A call's answer: for `await`, `.result()`, asyncio.wait, and as an argument of other calls."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ class Carrier(Protocol):
 
     async def state(self, response: DeploymentResponse[Any]) -> CallState:
         """Where the call stands, asked of Redis; runs on `loop`."""
+        ...
 
 
 class DeploymentResponse(Generic[R]):
     """The answer of one call, now or later.
 
-    Await it, or block on `.result(timeout_s=...)` in a thread; as often as you like, from any loop or thread. Pass it to
-    another call without fetching it. It pickles to a reference that any process can fetch from.
+    Await it, or block on `.result(timeout_s=...)` in a thread; as often as you like, from any loop or thread. Pass it
+    to another call without fetching it. It pickles to a reference that any process can fetch from.
     """
 
     __slots__ = (
@@ -54,12 +55,14 @@ class DeploymentResponse(Generic[R]):
         "_value",
         "call_id",
         "confirmed",
-        "keys",
         "kept",
+        "keys",
         "method",
     )
 
-    def __init__(self, carrier: Carrier, keys: DeploymentKeys, call_id: bytes, method: str, *, kept: bool = False) -> None:
+    def __init__(
+        self, carrier: Carrier, keys: DeploymentKeys, call_id: bytes, method: str, *, kept: bool = False
+    ) -> None:
         self.keys = keys
         self.call_id = call_id
         self.method = method
@@ -101,7 +104,7 @@ class DeploymentResponse(Generic[R]):
 
     @property
     def request_id(self) -> str:
-        """An id that names this call in any process: `serve.get_response(request_id)`. Reading it keeps the result there."""
+        """The id for `serve.get_response(request_id)` in any process. Reading it keeps the result in Redis."""
         self._carrier.keep(self)
         return request_id(self.keys.app, self.keys.deployment, self.call_id)
 
@@ -119,7 +122,7 @@ class DeploymentResponse(Generic[R]):
             raise asyncio.InvalidStateError("The call has no reply yet.")
         try:
             self._outcome()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (whatever the call raised is what is asked for)
             return error
         return None
 
@@ -216,7 +219,7 @@ class DeploymentResponse(Generic[R]):
 
     def _wait(self, timeout_s: float | None) -> None:
         gate = threading.Lock()
-        gate.acquire()  # noqa: SIM115 (the callback releases it)
+        gate.acquire()
 
         def open_gate(_response: DeploymentResponse[Any]) -> None:
             gate.release()
@@ -226,8 +229,8 @@ class DeploymentResponse(Generic[R]):
             self.remove_done_callback(open_gate)
             if not self.done():
                 raise ResultTimeout(
-                    f"No reply from '{self.keys.deployment}.{self.method}' within {timeout_s:g} s. The call goes on: call "
-                    "result() again, or fetch it later by serve.get_response(response.request_id). "
+                    f"No reply from '{self.keys.deployment}.{self.method}' within {timeout_s:g} s. The call goes on: "
+                    "call result() again, or fetch it later by serve.get_response(response.request_id). "
                     "`qserve status` tells whether replicas are ready and how many calls wait."
                 )
 

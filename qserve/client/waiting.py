@@ -50,7 +50,7 @@ def wait(
 
 
 def as_completed(responses: Iterable[Response], timeout_s: float | None = None) -> Iterator[Response]:
-    """The responses in the order in which they get done. Raises ResultTimeout when `timeout_s` passes before the last."""
+    """The responses in the order in which they get done. Raises ResultTimeout if `timeout_s` ends before the last."""
     arrived: queue.SimpleQueue[Response] = queue.SimpleQueue()
     left = _Deadline(timeout_s)
     count = 0

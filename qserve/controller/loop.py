@@ -183,7 +183,7 @@ class Controller:
         return Change(self.state.keys.assignments(assignment.node_id), assignment.replica_id, value)
 
     async def _write(self, *changes: Change, event: str) -> None:
-        """Write under this reign's term. A reign that has ended changes nothing; the next turn sees that it does not lead."""
+        """Write under this reign's term. One that has ended changes nothing; the next turn sees that it has."""
         if not await self.state.write(changes, event, holder=self.lease.holder):
             self.lease.term = 0
 

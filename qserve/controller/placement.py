@@ -9,9 +9,9 @@ from qserve.spec import Assignment, DeploymentSpec, NodeRecord
 
 
 def place(spec: DeploymentSpec, nodes: Iterable[NodeRecord], assigned: Sequence[Assignment]) -> str | None:
-    """The node for one more replica of `spec`: of those that accept it, the one with the fewest of it, then the emptiest.
+    """The node for one more replica of `spec`; None when no node accepts it.
 
-    Returns None when no node accepts it.
+    Of those that accept it, the one with the fewest of it, then the emptiest.
     """
     of_all = Counter(a.node_id for a in assigned)
     of_it = Counter(a.node_id for a in assigned if (a.app, a.deployment) == (spec.app, spec.name))
@@ -19,9 +19,7 @@ def place(spec: DeploymentSpec, nodes: Iterable[NodeRecord], assigned: Sequence[
     fits = [
         node
         for node in nodes
-        if not node.draining
-        and node.accepts(spec.app, spec.name)
-        and (most is None or of_it[node.node_id] < most)
+        if not node.draining and node.accepts(spec.app, spec.name) and (most is None or of_it[node.node_id] < most)
     ]
     if not fits:
         return None
@@ -35,5 +33,7 @@ def why_not(spec: DeploymentSpec, nodes: Sequence[NodeRecord]) -> str:
     taking = [node for node in nodes if not node.draining]
     accepting = [node for node in taking if node.accepts(spec.app, spec.name)]
     if not accepting:
-        return f"None of {len(nodes)} workers takes it: {len(nodes) - len(taking)} drain, the others have --deployments lists."
-    return f"All {len(accepting)} workers that take it have max_replicas_per_node={spec.config.max_replicas_per_node} of it."
+        draining = len(nodes) - len(taking)
+        return f"None of {len(nodes)} workers takes it: {draining} drain, the others have --deployments lists."
+    most = spec.config.max_replicas_per_node
+    return f"All {len(accepting)} workers that take it have max_replicas_per_node={most} of it."

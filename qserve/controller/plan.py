@@ -75,7 +75,10 @@ class BuryNode:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """A deleted deployment's waiting calls are to be answered; its queue goes once it is empty and `last`: no replica is left."""
+    """A deleted deployment's waiting calls are to be answered.
+
+    Its queue goes once it is empty and `last`: no replica is left.
+    """
 
     app: str
     deployment: str

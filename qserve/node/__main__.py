@@ -1,4 +1,4 @@
-"""`python -m qserve.node`: the worker with its defaults, as the embedded cluster starts it. People use `qserve worker`."""
+"""`python -m qserve.node`: the worker with its defaults, for the embedded cluster. People use `qserve worker`."""
 
 from qserve.config import Settings
 from qserve.node.door import run_worker

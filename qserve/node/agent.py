@@ -10,7 +10,7 @@ from typing import Any
 from qserve.config import HEARTBEAT_S, Settings
 from qserve.errors import QserveError, TransportError
 from qserve.node.child import Child
-from qserve.spec import Assignment, DeploymentSpec, NodeRecord, ReplicaRecord, ReplicaState
+from qserve.spec import Assignment, NodeRecord, ReplicaRecord, ReplicaState
 from qserve.store import replies
 from qserve.store.connection import endpoint_of
 from qserve.store.link import Link

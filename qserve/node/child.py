@@ -1,4 +1,4 @@
-"""One replica process as its worker sees it: started, spoken to over a socket, its output captured, its end explained."""
+"""One replica process as its worker sees it: its start, its control socket, its output, and why it ended."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ class Child:
             logger.info("The control socket of %s broke: %s", self.label, error)
 
     async def _forward(self, stream: asyncio.StreamReader | None) -> None:
-        assert stream is not None
+        if stream is None:  # typing only: its output is always piped
+            return
         while True:
             try:
                 line = await stream.readline()
@@ -148,7 +149,7 @@ class Child:
     def _explain(self, code: int) -> str:
         if self.state is ReplicaState.STOPPING and code == 0:
             return ""
-        if code == -signal.SIGKILL or code == _OUT_OF_MEMORY:
+        if code in (-signal.SIGKILL, _OUT_OF_MEMORY):
             cause = "SIGKILL: by hand, or by the kernel because the host or its cgroup was out of memory"
         elif code < 0:
             cause = signal.Signals(-code).name

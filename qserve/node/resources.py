@@ -9,8 +9,7 @@ import socket
 
 import psutil
 
-import qserve
-from qserve.config import PROTOCOL_VERSION
+from qserve.config import PROTOCOL_VERSION, VERSION
 from qserve.spec import NodeRecord
 
 
@@ -34,7 +33,7 @@ def describe(
         host=host,
         pid=os.getpid(),
         python=platform.python_version(),
-        qserve=qserve.__version__,
+        qserve=VERSION,
         protocol=PROTOCOL_VERSION,
         resources=resources,
         labels=labels or {},

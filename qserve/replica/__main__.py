@@ -68,7 +68,7 @@ async def main(fd: int) -> int:
         servable = await _build(settings, assignment, spec)
         server = Server(settings, assignment, spec.config, servable)
         await server.connect()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (user code may raise anything, and the worker must hear of it)
         control.tell(state="FAILED", message=traceback.format_exc())
         await control.flush()
         return 1
@@ -115,7 +115,7 @@ async def _serve(server: Server, servable: Servable, control: Control) -> int:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when the worker's dies, however it dies (Linux; elsewhere the socket tells)."""
+    """Have the kernel kill this process when the worker dies, however it dies (Linux; elsewhere the socket tells)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

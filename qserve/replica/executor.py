@@ -48,7 +48,7 @@ class Executor:
         """Run the job, now; the caller has counted the slots."""
         try:
             method, is_async = self._servable.method(job.call.method)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (looking a method up may run user code; the caller gets its error)
             self._on_done(job, codec.encode_error(job.call.call_id, error, job.call.serializer))
             return
         if is_async:
@@ -74,7 +74,7 @@ class Executor:
             if task is not None and task.cancelling():
                 raise
             reply = codec.encode_error(job.call.call_id, error, job.call.serializer)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (whatever user code raises is the caller's answer)
             reply = codec.encode_error(job.call.call_id, error, job.call.serializer)
         self._on_done(job, reply)
 
@@ -83,7 +83,7 @@ class Executor:
         try:
             args, kwargs = _arguments(job)
             reply = _encode(job, method(*args, **kwargs))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (whatever user code raises is the caller's answer)
             reply = codec.encode_error(job.call.call_id, error, job.call.serializer)
         self._returned.append((job, reply))
         if not self._noticed:
@@ -104,7 +104,8 @@ def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _encode(job: Job, value: Any) -> Reply:
     if inspect.isgenerator(value) or inspect.isasyncgen(value):
         raise TypeError(
-            f"Method {job.call.method!r} returned a generator. A call has one result: return a list, or make one call per item."
+            f"Method {job.call.method!r} returned a generator. A call has one result: return a list, "
+            "or make one call per item."
         )
     reply = codec.encode_result(job.call.call_id, value, job.call.serializer)
     codec.check_size(f"The result of {job.call.method!r}", len(reply.payload), MAX_PAYLOAD_BYTES)

@@ -68,20 +68,29 @@ async def build(code: bytes, user_config: Any) -> Servable:
         target, args, kwargs = load_code(code, lambda app, name: DeploymentHandle(name, app))
     except Exception as error:
         raise SerializationError(
-            f"The deployment's code cannot be loaded on this host: {error}. Install the module that defines it here, in "
-            "the same version, or define the class in the script that deploys it."
+            f"The deployment's code cannot be loaded on this host: {error}. Install the module that defines it here, "
+            "in the same version, or define the class in the script that deploys it."
         ) from error
     if not isinstance(target, type):
         return Servable(target, is_function=True)
-    instance = target.__new__(target, *args, **kwargs) if target.__new__ is not object.__new__ else target.__new__(target)
-    await _maybe_await(target.__init__(instance, *args, **kwargs))
-    servable = Servable(instance, is_function=False)
+    servable = Servable(await _construct(target, args, kwargs), is_function=False)
     await servable.reconfigure(user_config)
     return servable
 
 
+async def _construct(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An instance of the class. Calling a class refuses an async `__init__`, so that one is made in two steps."""
+    if not inspect.iscoroutinefunction(kind.__init__):
+        return kind(*args, **kwargs)
+    # object's own __new__ takes no arguments.
+    instance = kind.__new__(kind) if kind.__new__ is object.__new__ else kind.__new__(kind, *args, **kwargs)
+    await kind.__init__(instance, *args, **kwargs)
+    return instance
+
+
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    called = getattr(function, "__call__", None)  # noqa: B004 (asks how it is called, not whether it can be)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
 
 
 async def _maybe_await(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Replies on their way into the store: those of one turn of the loop leave in one script. None is dropped while Redis is away."""
+"""Replies on their way to the store, one script a turn of the loop. None is dropped while Redis is away."""
 
 from __future__ import annotations
 

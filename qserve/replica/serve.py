@@ -1,4 +1,7 @@
-"""A replica's loop: take calls into free slots, have them run, store their replies. Claim, execute and reply are apart."""
+"""A replica's loop: take calls into free slots, have them run, store their replies.
+
+Claim, execute and reply are apart.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ _INPUT_RETRY_S = 0.1
 class Server:
     """Serves one deployment from this process: `run()` until drained, then `drain(timeout_s)`."""
 
-    def __init__(self, settings: Settings, assignment: Assignment, config: DeploymentConfig, servable: Servable) -> None:
+    def __init__(
+        self, settings: Settings, assignment: Assignment, config: DeploymentConfig, servable: Servable
+    ) -> None:
         self.replica_id = assignment.replica_id
         self.keys = deployment_keys(settings.namespace, assignment.app, assignment.deployment)
         self._slots = config.max_ongoing_requests
@@ -152,7 +157,7 @@ class Server:
         """Wait for the inputs without a slot; then run, or answer with the error that an input has."""
         try:
             values = await asyncio.gather(*(_value_of(name) for name in names))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (an input's error may be any, and answers this call)
             if self._parked.pop(entry.entry_id, None) is not None:
                 job = self._job(entry, call, {})
                 self._running[entry.entry_id] = job

@@ -160,7 +160,7 @@ async def quarantine(
     record = keys.record(call_id) if answer else entry.stream
     state = f"Q{'f' if entry.stream == keys.front else 'c'}{entry.entry_id.decode()}"
     raw = entry.envelope[:_QUARANTINE_BYTES]
-    arguments = [GROUP, entry.entry_id, state, reason, raw, _QUARANTINE_KEEPS, inbox, reply, _TTL_MS]
+    arguments: list[Any] = [GROUP, entry.entry_id, state, reason, raw, _QUARANTINE_KEEPS, inbox, reply, _TTL_MS]
     gone = await link.script(scripts.QUARANTINE, [entry.stream, keys.quarantine, record], arguments)
     return bool(gone)
 

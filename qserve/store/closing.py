@@ -16,7 +16,7 @@ _CLOSER = "closer"
 
 
 async def answer_waiting(link: Link, ring: KeyRing, keys: DeploymentKeys, error: Exception) -> int:
-    """Give every call that waits this error as its answer. Running calls are left to their replicas. Returns how many."""
+    """Answer every call that waits with this error. Running calls are left to their replicas. Returns how many."""
     answered = 0
     while entries := await _take(link, keys):
         for entry in entries:

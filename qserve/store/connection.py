@@ -102,9 +102,7 @@ def _tcp(parts: SplitResult, query: dict[str, str]) -> Endpoint:
         known["db"] = int(number)
     options = {key: value for key, value in query.items() if key.startswith("ssl_")}
     tls = parts.scheme in _TLS_SCHEMES
-    return Endpoint(
-        host=parts.hostname or "localhost", port=parts.port or 6379, tls=tls, tls_options=options, **known
-    )
+    return Endpoint(host=parts.hostname or "localhost", port=parts.port or 6379, tls=tls, tls_options=options, **known)
 
 
 def _sentinel(parts: SplitResult, query: dict[str, str]) -> Endpoint:
@@ -124,7 +122,10 @@ def _masked(url: str) -> str:
 
 
 def endpoint_of(settings: Settings) -> Endpoint:
-    """The server that the settings name. Raises SettingsError without one, SecretRequired for unsigned use of a network."""
+    """The server that the settings name.
+
+    Raises SettingsError without one, SecretRequired for unsigned use of a network.
+    """
     if settings.redis_url is None:
         raise SettingsError(
             "No cluster is known to this process: call serve.run(...) first, which starts an embedded one, or set "
@@ -135,9 +136,9 @@ def endpoint_of(settings: Settings) -> Endpoint:
         return endpoint
     if not endpoint.is_local and not settings.insecure:
         raise SecretRequired(
-            f"Redis at {endpoint} is reached over a network and QSERVE_SECRET_KEY is not set. Calls are pickled: whoever "
-            "can write to that Redis could run code here. Make a key with `qserve secret new` and give it to every "
-            "process, or pass --insecure (QSERVE_INSECURE=1) if nobody else can reach it."
+            f"Redis at {endpoint} is reached over a network and QSERVE_SECRET_KEY is not set. Calls are pickled: "
+            "whoever can write to that Redis could run code here. Make a key with `qserve secret new` and give it to "
+            "every process, or pass --insecure (QSERVE_INSECURE=1) if nobody else can reach it."
         )
     _warn_unsigned(str(endpoint))
     return endpoint
@@ -155,7 +156,7 @@ async def resolve(endpoint: Endpoint) -> Endpoint:
     from redis.asyncio.sentinel import Sentinel
     from redis.exceptions import RedisError
 
-    sentinel = Sentinel(endpoint.sentinels, socket_timeout=CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(endpoint.sentinels, socket_timeout=CONNECT_TIMEOUT_S)  # type: ignore[no-untyped-call]  # has no types
     try:
         host, port = await sentinel.discover_master(endpoint.service)
     except RedisError as error:
@@ -163,8 +164,7 @@ async def resolve(endpoint: Endpoint) -> Endpoint:
     finally:
         for client in sentinel.sentinels:
             await client.aclose()
-    credentials = {"username": endpoint.username, "password": endpoint.password, "db": endpoint.db}
-    return Endpoint(host=host, port=port, **credentials)
+    return Endpoint(host=host, port=port, username=endpoint.username, password=endpoint.password, db=endpoint.db)
 
 
 async def open_transport(endpoint: Endpoint, factory: Any) -> Any:

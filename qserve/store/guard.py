@@ -1,13 +1,16 @@
-"""Stands between an embedded broker and its owner: a process of its own, on the standard library alone, that starts the
-server, ends it when the owner is gone (however it went), and removes its folder.
+"""Stands between an embedded broker and its owner.
 
-Run as `python -I -S guard.py FOLDER KEEP SERVER [ARGUMENT ...]`; the owner holds the other end of stdin. KEEP is 1 for a folder
-that outlives the server.
+A process of its own, on the standard library alone: it starts the server, ends it when the owner is gone (however it
+went), and removes its folder.
+
+Run as `python -I -S guard.py FOLDER KEEP SERVER [ARGUMENT ...]`; the owner holds the other end of stdin. KEEP is 1 for
+a folder that outlives the server.
 """
 
 import ctypes
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -32,8 +35,13 @@ def main(folder: Path, *, keep: bool, command: list[str]) -> int:
         return 75
     with (folder / "broker.log").open("ab") as log:
         # The server holds the lock too: a second server on this socket would silently take it over.
-        server = subprocess.Popen(  # noqa: S603 (the command is ours)
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock], preexec_fn=_die_with_parent
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[lock],
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (this process has no threads)
         )
     ended = signal.getsignal(signal.SIGCHLD)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -50,8 +58,6 @@ def _wait_for_owner(server: "subprocess.Popen[bytes]") -> None:
     wakeup, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
-    import select
-
     while server.poll() is None:
         readable, _, _ = select.select([0, wakeup], [], [])
         if wakeup in readable:

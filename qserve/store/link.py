@@ -10,7 +10,8 @@ from typing import Any
 
 from qserve.errors import BrokerUnavailable, TransportError
 from qserve.store.connection import Endpoint, unavailable
-from qserve.store.pipe import SILENCE_S, Argument, OnMessage, Pipe
+from qserve.store.pipe import SILENCE_S, OnMessage, Pipe
+from qserve.store.resp import Argument
 from qserve.store.scripts import Script
 
 logger = logging.getLogger("qserve.store")

@@ -1,7 +1,7 @@
 """One connection of the data path: asyncio.Protocol and hiredis, one write per turn of the event loop.
 
-Callers never wait inside the connection: a reply goes to a callback, in the order of the commands, so a cancelled caller
-can't leave the connection one reply off. A Pipe lives once; `link.py` opens the next one.
+Callers never wait inside the connection: a reply goes to a callback, in the order of the commands, so a cancelled
+caller can't leave the connection one reply off. A Pipe lives once; `link.py` opens the next one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import hiredis
 
 from qserve.errors import TransportError
 from qserve.store.connection import Endpoint, open_transport, refused, says_go_away, unavailable
+from qserve.store.resp import LARGE, Argument, Frames, pack
 from qserve.store.scripts import Script
 
 OnReply = Callable[[Any], None]
 OnMessage = Callable[[bytes], None]
-pack = hiredis.pack_command
-Argument = str | bytes | int | float | memoryview
 
 # A server that owes a reply and sends nothing for this long is gone (half-open connection).
 SILENCE_S = 10.0
@@ -70,7 +69,7 @@ class Pipe(asyncio.Protocol):
             endpoint, lambda: cls(endpoint, on_lost=on_lost, on_message=on_message, silence_s=silence_s)
         )
         try:
-            await pipe._introduce(name)
+            await pipe._introduce(name)  # noqa: SLF001 (our own; the transport hands it over untyped)
         except BaseException:
             pipe.close()
             raise
@@ -92,14 +91,14 @@ class Pipe(asyncio.Protocol):
 
     # Sending
 
-    def send(self, command: bytes, on_reply: OnReply) -> None:
-        """Append a packed command; it leaves with all others of this turn of the loop. On loss `on_reply` gets the error."""
+    def send(self, command: Frames, on_reply: OnReply) -> None:
+        """Append a packed command; it leaves with all of this turn of the loop. On loss `on_reply` gets the error."""
         if self._transport is None:
             on_reply(self._cause or unavailable(self._endpoint, ConnectionError("the connection is closed")))
             return
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(command)
+        self._out += command
         if not self._waiting:
             self._heard_at = self._loop.time()
             if self._watchdog is None:
@@ -145,8 +144,15 @@ class Pipe(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None and out:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if self._transport is None or not out:
+            return
+        if len(out) == 1:
+            self._transport.write(out[0])
+        elif sum(map(len, out)) < LARGE:
+            self._transport.write(b"".join(out))
+        else:  # joining would copy it all once more
+            for frame in out:
+                self._transport.write(frame)
 
     # Receiving
 

@@ -62,8 +62,8 @@ class Reclaimer:
     async def _give_up(self, entry: Entry, cause: str) -> None:
         call = open_call(entry.envelope, self._ring.signer(Direction.CALL, self._keys.scope))
         error = ReplicaDiedError(
-            f"The call '{self._keys.deployment}.{call.method}' was given up after {entry.attempt} attempts: its replica "
-            f"died each time, at last by {cause}. It is kept as a dead letter."
+            f"The call '{self._keys.deployment}.{call.method}' was given up after {entry.attempt} attempts: its "
+            f"replica died each time, at last by {cause}. It is kept as a dead letter."
         )
         await store.bury(self._link, self._keys, entry, call.call_id, str(error))
         reply = codec.encode_error(call.call_id, error, call.serializer, Outcome.DEAD)

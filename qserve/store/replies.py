@@ -10,7 +10,8 @@ from typing import Any
 from qserve.config import RESULT_TTL_S
 from qserve.store import scripts
 from qserve.store.link import Link
-from qserve.store.pipe import Pipe, pack
+from qserve.store.pipe import Pipe
+from qserve.store.resp import pack
 from qserve.wire.keys import CALL_ID_BYTES, GROUP, DeploymentKeys
 from qserve.wire.messages import REPLY_ID_AT
 

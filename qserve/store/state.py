@@ -1,4 +1,4 @@
-"""Desired and observed state of a namespace. Every change counts up the generation and is told on the events channel."""
+"""Desired and observed state of a namespace. A change counts up the generation and is told on the events channel."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All state of a namespace at one moment. `nodes` holds those that have their lease, `lapsed` those that lost it."""
+    """All state of a namespace at one moment. `nodes` holds those with a lease, `lapsed` those that lost it."""
 
     apps: dict[str, AppSpec]
     statuses: dict[str, ApplicationStatusInfo]
@@ -117,7 +117,9 @@ class ClusterState:
 
     async def record(self, replica: ReplicaRecord) -> None:
         """Show a replica's state."""
-        await self.write([Change(self.keys.replicas, replica.replica_id, replica.to_json())], f"replica {replica.replica_id}")
+        await self.write(
+            [Change(self.keys.replicas, replica.replica_id, replica.to_json())], f"replica {replica.replica_id}"
+        )
 
     async def forget(self, replica_id: str) -> None:
         """A replica has ended as it was asked to."""

@@ -1,1 +1,1 @@
-"""What travels: keys, envelopes, signatures, pickles. No I/O, no Redis, no clock. docs/design/protocol.md is normative."""
+"""What travels: keys, envelopes, signatures, pickles. No I/O, Redis or clock. docs/design/protocol.md is normative."""

@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from struct import Struct
-from typing import Any
+from typing import Any, SupportsIndex
 
 from qserve.errors import PayloadTooLarge, QserveError, RemoteError, RemoteTraceback, SerializationError
 from qserve.wire.messages import FLAG_BUFFERS, Outcome, Reply, Serializer
 
 _LENGTH = Struct(">I")
+_APART_BYTES = 64 * 1024
 _OUTSIDE = threading.local()
 
 
@@ -62,7 +63,7 @@ def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: 
     references: list[str] = []
     _OUTSIDE.collected = references
     try:
-        data, flags = _dump((args, kwargs))
+        data, flags = _dump(([_apart(arg) for arg in args], {name: _apart(arg) for name, arg in kwargs.items()}))
     except Exception as error:
         raise _blame(args, kwargs, error) from error
     finally:
@@ -79,7 +80,7 @@ def decode_arguments(
         return tuple(record["args"]), dict(record["kwargs"])
     with _outside("inputs", inputs):
         args, kwargs = _load(payload, flags)
-    return args, kwargs
+    return tuple(args), kwargs
 
 
 def encode_result(call_id: bytes, value: Any, serializer: int) -> Reply:
@@ -87,7 +88,7 @@ def encode_result(call_id: bytes, value: Any, serializer: int) -> Reply:
     if serializer == Serializer.JSON:
         return Reply(call_id, Outcome.DONE, _dump_json(value), serializer)
     try:
-        data, flags = _dump(value)
+        data, flags = _dump(_apart(value))
     except Exception as error:
         raise SerializationError(f"The result, a {type(value).__qualname__}, cannot be pickled: {error}") from error
     return Reply(call_id, Outcome.DONE, data, serializer, flags)
@@ -141,7 +142,7 @@ def check_size(what: str, size: int, limit: int) -> None:
 
 def _attach(error: BaseException, text: str) -> None:
     try:
-        error.traceback_str = text  # type: ignore[attr-defined]
+        error.traceback_str = text  # type: ignore[attr-defined]  # ours, on any error
     except AttributeError:  # a class with __slots__
         return
 
@@ -152,7 +153,7 @@ def _portable(error: BaseException) -> bytes | None:
     try:
         data, _flags = _dump(bare)
         pickle.loads(data)  # noqa: S301 (our own bytes)
-    except Exception:
+    except Exception:  # noqa: BLE001 (pickling runs user code, which may raise anything)
         return None
     return data
 
@@ -162,9 +163,25 @@ def _original(blob: bytes | None) -> BaseException | None:
         return None
     try:
         error = pickle.loads(blob)  # noqa: S301 (verified by the envelope's signature)
-    except Exception:
+    except Exception:  # noqa: BLE001 (unpickling runs user code, which may raise anything)
         return None
     return error if isinstance(error, BaseException) else None
+
+
+class _Apart:
+    """Large bytes on their way into a pickle, which takes them out of band instead of copying and searching them."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[type[bytes], tuple[pickle.PickleBuffer]]:
+        return (bytes, (pickle.PickleBuffer(self.data),))
+
+
+def _apart(value: Any) -> Any:
+    return _Apart(value) if type(value) is bytes and len(value) >= _APART_BYTES else value
 
 
 def _dump_json(value: Any) -> bytes:
@@ -180,7 +197,7 @@ def _dump(value: Any) -> tuple[bytes, int]:
     try:
         data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
         by_reference_to_main = b"__main__" in data
-    except Exception:
+    except Exception:  # noqa: BLE001 (pickling runs user code; cloudpickle tries next)
         by_reference_to_main = True
     if by_reference_to_main:  # __main__ is another module in the replica: its classes travel by value
         import cloudpickle
@@ -214,7 +231,7 @@ def _blame(args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> S
     for name, value in named:
         try:
             _dump(value)
-        except Exception as cause:
+        except Exception as cause:  # noqa: BLE001 (pickling runs user code, which may raise anything)
             return SerializationError(
                 f"The argument {name}, a {type(value).__qualname__}, cannot be pickled: {cause}. "
                 "Pass plain data, or build the object inside the replica."

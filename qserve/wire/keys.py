@@ -1,4 +1,4 @@
-"""The names of everything in Redis. All keys of one deployment share one hash tag, so that a script stays in one slot."""
+"""The names of everything in Redis. A deployment's keys share a hash tag, so that a script stays in one slot."""
 
 from __future__ import annotations
 
@@ -155,9 +155,11 @@ def parse_request_id(text: str) -> tuple[str, str, bytes]:
         app, deployment = rest.split(".", 1)
         call_id = bytes.fromhex(call_hex)
     except (ValueError, AttributeError):
-        call_id = app = deployment = None  # type: ignore[assignment]
-    if call_id is None or len(call_id) != CALL_ID_BYTES or not app or not deployment:
-        raise ValueError(f"{text!r} is not a request id: it looks like 'default.Adder.0193…', from response.request_id.")
+        call_id, app, deployment = b"", "", ""
+    if len(call_id) != CALL_ID_BYTES or not app or not deployment:
+        raise ValueError(
+            f"{text!r} is not a request id: it looks like 'default.Adder.0193…', from response.request_id."
+        )
     return app, deployment, call_id
 
 

@@ -99,8 +99,8 @@ def seal_call(call: Call, signer: Signer) -> bytes:
         len(context),
         len(call.payload),
     )
-    body = b"".join((header, method, inbox, context, call.payload))
-    return body + signer.sign(body)
+    head = b"".join((header, method, inbox, context))
+    return b"".join((head, call.payload, signer.sign(head, call.payload)))
 
 
 def open_call(data: bytes, signer: Signer) -> Call:
@@ -155,8 +155,7 @@ def seal_reply(reply: Reply, signer: Signer) -> bytes:
         reply.outcome,
         len(reply.payload),
     )
-    body = header + reply.payload
-    return body + signer.sign(body)
+    return b"".join((header, reply.payload, signer.sign(header, reply.payload)))
 
 
 def open_reply(data: bytes, signer: Signer) -> Reply:
@@ -171,8 +170,8 @@ def open_reply(data: bytes, signer: Signer) -> Reply:
 
 def seal_control(payload: bytes, signer: Signer) -> bytes:
     """The envelope of a spec or of code."""
-    body = _PREFIX.pack(MAGIC, PROTOCOL_VERSION, KIND_CONTROL, 0, 0, signer.kid) + payload
-    return body + signer.sign(body)
+    head = _PREFIX.pack(MAGIC, PROTOCOL_VERSION, KIND_CONTROL, 0, 0, signer.kid)
+    return b"".join((head, payload, signer.sign(head, payload)))
 
 
 def open_control(data: bytes, signer: Signer) -> bytes:

@@ -1,5 +1,6 @@
 """Keyed signatures over envelopes. A key is derived per direction and scope, so that a signed call cannot be moved to
-another deployment, nor a call be passed off as a reply."""
+another deployment, nor a call be passed off as a reply.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +40,11 @@ class Signer:
         self._sign_key = keys.get(kid, b"")
         self.mac_bytes = 0 if kid == UNSIGNED else MAC_BYTES
 
-    def sign(self, body: bytes) -> bytes:
-        """The signature that stands behind `body`; empty when unsigned."""
-        return _mac(self._sign_key, body) if self.kid else b""
+    def sign(self, head: bytes, payload: bytes | memoryview) -> bytes:
+        """The signature that stands behind `head` and `payload`; empty when unsigned."""
+        return _mac(self._sign_key, head, payload) if self.kid else b""
 
-    def verify(self, kid: int, body: bytes | memoryview, mac: bytes | memoryview) -> None:
+    def verify(self, kid: int, body: memoryview, mac: memoryview) -> None:
         """Raises SignatureError unless `mac` is the signature of `body` by a key of the ring."""
         if not self.kid and not kid:
             return
@@ -57,7 +58,7 @@ class Signer:
                 f"It is signed with key {kid:08x}, which is not in this process's ring "
                 f"({', '.join(f'{known:08x}' for known in self._keys)}). Set QSERVE_SECRET_KEY to the same secret."
             )
-        if not compare_digest(_mac(key, body), bytes(mac)):
+        if not compare_digest(_mac(key, b"", body), bytes(mac)):
             raise SignatureError("Its signature is wrong: the bytes were changed, or belong to something else.")
 
 
@@ -93,7 +94,10 @@ def _derive(secret: bytes, direction: Direction, scope: str) -> bytes:
     return blake2b(f"{direction}|{scope}".encode(), key=long_secret, digest_size=32, person=b"qserve-derive").digest()
 
 
-def _mac(key: bytes, body: bytes | memoryview) -> bytes:
-    if len(body) > _DIGEST_ABOVE:
-        body = b"sha256:" + sha256(body).digest()
-    return blake2b(body, key=key, digest_size=MAC_BYTES).digest()
+def _mac(key: bytes, head: bytes, payload: bytes | memoryview) -> bytes:
+    """The MAC of `head` and `payload` as one body, which is not joined: large payloads are not copied."""
+    if len(head) + len(payload) > _DIGEST_ABOVE:
+        body = sha256(head)
+        body.update(payload)
+        return blake2b(b"sha256:" + body.digest(), key=key, digest_size=MAC_BYTES).digest()
+    return blake2b(head + payload, key=key, digest_size=MAC_BYTES).digest()

@@ -28,7 +28,9 @@ def interpreter(name: str) -> Path:
     entry = CATALOGUE[name]
     python = _prepared(name, entry.requirements) if entry.requirements else Path(sys.executable)
     if not _imports(python, entry.probe):
-        raise SystemMissing(f"{entry.probe} cannot be imported")
+        raise SystemMissing(
+            f"{entry.probe} cannot be imported by {sys.executable}; install it there to have it visited"
+        )
     return python
 
 

@@ -160,6 +160,7 @@ def _percentiles(prefix: str, taken: Sequence[float]) -> Figures:
 
 
 def _commands(bench: Bench, name: str, before: dict[str, int], calls: int) -> Figures:
+    """Commands of each call that the server ran, and how many of them started a script."""
     if not bench.probe:
         return {}
     made = difference(before, bench.counts())

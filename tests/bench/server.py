@@ -80,7 +80,7 @@ class Probe:
         self._socket.close()
 
     def ask(self, *words: str) -> str:
-        """The reply of one command; bulk and simple strings only."""
+        """The reply of one command: a string, simple or bulk, or a number."""
         packed = "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
         self._socket.sendall(f"*{len(words)}\r\n{packed}".encode())
         line = self._file.readline().decode().rstrip()

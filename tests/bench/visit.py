@@ -27,6 +27,11 @@ from tests.bench.systems import CATALOGUE
 from tests.bench.systems.system import System, check, message
 
 _STOP_S = 10.0
+_LOOK_S = 0.5
+
+
+class WorkerEnded(Exception):
+    """A worker is gone before it was asked to go: nobody would answer."""
 
 
 class Visit:
@@ -37,10 +42,22 @@ class Visit:
         self._log = log
         self._out = out
         self._workers: list[subprocess.Popen[bytes]] = []
+        self._stopping = False
         self._figures: measures.Figures = {}
 
     async def run(self) -> None:
-        """All steps; the last line printed is the result."""
+        """All steps, as long as the workers live."""
+        steps = asyncio.create_task(self._steps())
+        while not (await asyncio.wait({steps}, timeout=_LOOK_S))[0]:
+            if dead := [worker.returncode for worker in self._workers if worker.poll() is not None]:
+                if self._stopping:
+                    continue
+                steps.cancel()
+                raise WorkerEnded(f"a process of the system ended with status {dead[0]}")
+        await steps
+
+    async def _steps(self) -> None:
+        """One after the other; the last line printed is the result."""
         self._say(step="start")
         await self._bench.system.open()
         self._figures["cold_start_s"] = await self._start()
@@ -53,8 +70,10 @@ class Visit:
         await asyncio.to_thread(self._stop)
         self._figures |= await measures.waiting(self._bench)
         self._say(figures=self._figures, notes=self._bench.notes)
-        with contextlib.suppress(Exception):
+        try:
             await asyncio.wait_for(self._bench.system.close(), _STOP_S)
+        except Exception as error:  # noqa: BLE001 - the figures are home; only the log needs to know
+            print(f"closing failed: {error!r}")
 
     async def _start(self) -> float:
         started = time.perf_counter()
@@ -72,6 +91,7 @@ class Visit:
 
     def _stop(self) -> None:
         """Ask the workers to leave, then make them."""
+        self._stopping = True
         below = [child for worker in self._workers for child in _family(worker.pid)]
         for worker in self._workers:
             worker.terminate()

@@ -3,7 +3,6 @@
 import qserve as serve
 
 
-@serve.deployment
 class Echo:
     """The work: none."""
 
@@ -13,5 +12,5 @@ class Echo:
 
 
 if __name__ == "__main__":
-    print(serve.run(Echo.bind()).remote("first reply").result(timeout_s=60), flush=True)
+    print(serve.run(serve.deployment(Echo).bind()).remote("first reply").result(timeout_s=60), flush=True)
     serve.shutdown()

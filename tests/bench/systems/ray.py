@@ -1,6 +1,8 @@
 """Ray Serve: the handle API that qserve mirrors, without Redis. Visited only where it is installed."""
 
 import os
+import shutil
+import tempfile
 from typing import Any
 
 # Ray's own throughput settings, read when ray.serve is imported; a handle then serves one event loop and no threads.
@@ -24,6 +26,8 @@ class Ray(System):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._handle: Any = None
+        # Short: Ray's sockets lie deep below it, and a socket's path has at most 107 bytes.
+        self._folder = tempfile.mkdtemp(prefix="ray-")
 
     def commands(self) -> list[list[str]]:
         """None: `ray.init` starts all of them, as children."""
@@ -34,8 +38,8 @@ class Ray(System):
 
     async def deploy(self) -> None:
         """Start Ray and Serve, and run the echo."""
-        loopback = {"_node_ip_address": "127.0.0.1"}
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, **loopback)
+        own = {"_node_ip_address": "127.0.0.1", "_temp_dir": self._folder}
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, **own)
         serve.start(proxy_location="Disabled")
         deployment = serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(_Echo)
         self._handle = serve.run(deployment.bind(), name="bench", route_prefix=None)
@@ -50,5 +54,6 @@ class Ray(System):
 
     async def close(self) -> None:
         """Stop the cluster."""
-        serve.shutdown()
+        await serve.shutdown_async()
         ray.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import pickle
 from collections.abc import Callable
+from typing import cast
 from urllib.parse import urlsplit
 
 import hiredis
@@ -25,7 +26,7 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._outgoing: list[bytes] = []
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.WriteTransport | None = None
 
     @classmethod
     async def connect(cls, url: str, on_reply: Callable[[object], None]) -> "Link":
@@ -52,8 +53,8 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio hands over the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclass.
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and pass on every whole reply."""

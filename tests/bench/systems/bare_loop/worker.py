@@ -1,6 +1,7 @@
 """The worker of the bare loop: `python -m tests.bench.systems.bare_loop.worker URL`."""
 
 import asyncio
+import contextlib
 import sys
 from typing import Any
 
@@ -75,8 +76,9 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        from uvloop import run
-    except ImportError:
-        run = asyncio.run
-    run(_main())
+    # The faster event loop where it is installed, as in a worker of qserve.
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    asyncio.run(_main())

@@ -1,0 +1,40 @@
+"""One cluster for each file of this ring: its tests share the applications that the file deploys."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from qserve.client import portal
+from qserve.config import Settings
+from tests.conftest import SECRET
+from tests.support.cluster import Cluster
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, so that its cluster starts once."""
+    for item in items:
+        if item.path.parent.name == "fundamentals":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="module")
+def settings(broker_url: str) -> Iterator[Settings]:
+    """Signed settings in a namespace of the file's own, which this process uses until the file ends."""
+    chosen = Settings(redis_url=broker_url, namespace=f"t{secrets.token_hex(4)}", secrets=(SECRET,))
+    portal.use(chosen)
+    yield chosen
+    portal.use(None)
+
+
+@pytest.fixture(scope="module")
+def cluster(settings: Settings) -> Iterator[Cluster]:
+    """An autoscaler and a worker as processes, for all tests of the file."""
+    running = Cluster(settings)
+    running.start_autoscaler()
+    running.start_worker()
+    yield running
+    running.stop()
