@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 from qserve import graph
@@ -15,7 +16,7 @@ from qserve.client import portal
 from qserve.client.handle import DeploymentHandle
 from qserve.context import get_replica_context, in_replica
 from qserve.deployment import Application
-from qserve.errors import DeployFailed, DeploymentNotFound, DeployTimeout, QserveError
+from qserve.errors import ApplicationNotFound, DeployFailed, DeploymentNotFound, DeployTimeout, QserveError, SettingsError, UsageError
 from qserve.local import LocalCluster
 from qserve.spec import ApplicationStatus, ApplicationStatusInfo, AppSpec, ServeStatus
 from qserve.store import calls, replies
@@ -58,6 +59,7 @@ def run(
             "`serve.run` expects an `Application` returned by `Deployment.bind()`. "
             f"It got {target!r}; did you forget .bind()?"
         )
+    _refuse_while_loading()
     _check_app_name(name)
     _check_route_prefix(route_prefix)
     flat = graph.flatten(
@@ -81,15 +83,27 @@ def shutdown(*, timeout_s: float = 60.0) -> None:
     """Take all applications of the namespace down; end the embedded cluster if this process has one."""
     if not _reaches_cluster():
         return
+    is_drained = False
     try:
         _on_portal(lambda state: _delete(state, None, timeout_s))
+        is_drained = True
     finally:
-        _end_cluster()
+        _end_cluster(at_once=not is_drained)
 
 
-def status() -> ServeStatus:
-    """What runs: applications, deployments, replicas, calls, workers. Empty when nothing was started."""
-    return _on_portal(_status) if _reaches_cluster() else ServeStatus()
+def status(name: str | None = None) -> ServeStatus:
+    """What runs: applications, deployments, replicas, calls, workers. Empty when nothing was started.
+
+    name  only this application; ApplicationNotFound lists those there are
+    """
+    found = _on_portal(_status) if _reaches_cluster() else ServeStatus()
+    if name is None:
+        return found
+    if name not in found.applications:
+        raise ApplicationNotFound(
+            f"Application {name!r} does not exist. There are: {sorted(found.applications) or 'none'}."
+        )
+    return found.model_copy(update={"applications": {name: found.applications[name]}})
 
 
 def get_app_handle(name: str) -> DeploymentHandle[Any]:
@@ -108,19 +122,46 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
             raise QserveError("Outside of a replica get_deployment_handle() needs an app_name.")
         app_name = get_replica_context().app_name
     chosen = app_name
-    spec = _on_portal(lambda state: state.app(chosen))
-    if spec.deployment(deployment_name) is None:
-        raise DeploymentNotFound(
-            f"Deployment {deployment_name!r} does not exist in application {app_name!r}. "
-            f"It has: {[d.name for d in spec.deployments]}."
-        )
-    return _handle_of(spec, deployment_name)
+    return _handle_of(_on_portal(lambda state: state.app(chosen)), deployment_name)
+
+
+def get_handle_at(path: str) -> DeploymentHandle[Any]:
+    """The handle that APP.DEPLOYMENT or APP.DEPLOYMENT.METHOD names.
+
+    Raises ApplicationNotFound and DeploymentNotFound, which say what there is.
+    """
+    app, _, rest = path.partition(".")
+    spec = _on_portal(lambda state: state.app(app))
+    if spec.deployment(rest) is not None or "." not in rest:  # a deployment's name may hold dots
+        return _handle_of(spec, rest)
+    deployment, _, method = rest.rpartition(".")
+    return _handle_of(spec, deployment).options(method_name=method)
+
+
+def write_env_file() -> Path | None:
+    """A file, readable by its owner only, from which a shell reaches this process's embedded cluster; None without one.
+
+    It goes with the cluster.
+    """
+    return None if _cluster is None else _cluster.write_env_file()
 
 
 def _handle_of(spec: AppSpec, deployment: str) -> DeploymentHandle[Any]:
     known = spec.deployment(deployment)
-    limit = -1 if known is None else known.config.max_queued_requests
-    return DeploymentHandle(deployment, spec.name, max_queued_requests=limit)
+    if known is None:
+        raise DeploymentNotFound(
+            f"Deployment {deployment!r} does not exist in application {spec.name!r}. "
+            f"It has: {[d.name for d in spec.deployments]}."
+        )
+    return DeploymentHandle(deployment, spec.name, max_queued_requests=known.config.max_queued_requests)
+
+
+def _refuse_while_loading() -> None:
+    if in_replica() and get_replica_context().servable_object is None:
+        raise UsageError(
+            "serve.run() was called while a replica imports the module of its deployment. Call it under "
+            "`if __name__ == '__main__':`, or in the startup function of your web framework."
+        )
 
 
 def _check_app_name(name: str) -> None:
@@ -132,7 +173,7 @@ def _check_route_prefix(prefix: str | None) -> None:
     if prefix is None:
         return
     if not prefix.startswith("/") or (prefix != "/" and prefix.endswith("/")) or set(prefix) & set("{}"):
-        raise ValueError(
+        raise SettingsError(
             f"route_prefix={prefix!r}: it starts with '/', does not end with one, and holds no '{{' or '}}'."
         )
 
@@ -151,7 +192,7 @@ def _ensure_cluster() -> None:
         portal.use(cluster.settings)
 
 
-def _end_cluster() -> None:
+def _end_cluster(*, at_once: bool = False) -> None:
     """End the embedded cluster, if this process has one: our connections first, then its processes."""
     global _cluster
     with _cluster_lock:
@@ -159,7 +200,7 @@ def _end_cluster() -> None:
     if cluster is not None:
         atexit.unregister(_end_cluster)
         portal.use(None)
-        cluster.stop()
+        cluster.stop(at_once=at_once)
 
 
 def _reaches_cluster() -> bool:

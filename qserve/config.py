@@ -6,7 +6,9 @@ The only module that reads `QSERVE_*` environment variables. Field names and def
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +130,10 @@ class DeploymentConfig(BaseModel):
     @field_validator("user_config")
     @classmethod
     def _json_able(cls, value: Any) -> Any:
-        json.dumps(value)
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise ValueError(f"user_config is not JSON-serializable: {error}") from error
         return value
 
     @field_validator("ray_actor_options", mode="before")
@@ -139,6 +144,12 @@ class DeploymentConfig(BaseModel):
         if unknown := sorted(value.keys() - _ACTOR_OPTIONS):
             raise ValueError(f"ray_actor_options has unknown keys {unknown}; it knows {sorted(_ACTOR_OPTIONS)}")
         return value
+
+    @model_validator(mode="after")
+    def _one_way_to_place(self) -> Self:
+        if self.max_replicas_per_node is not None and (self.placement_group_bundles or self.gang_scheduling_config):
+            raise ValueError("max_replicas_per_node cannot be set beside placement groups or gang scheduling.")
+        return self
 
     @property
     def first_replicas(self) -> int:
@@ -157,8 +168,10 @@ def read_secret(env: Mapping[str, str]) -> tuple[bytes, ...]:
     if path := env.get("QSERVE_SECRET_KEY_FILE"):
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"QSERVE_SECRET_KEY_FILE={path!r} cannot be read: {error}") from error
+        if not text.replace(",", "").strip():  # a secret was meant: never run unsigned instead
+            raise SettingsError(f"QSERVE_SECRET_KEY_FILE={path!r} holds no key. `qserve secret new` prints one.")
     keys = tuple(part.strip().encode() for part in text.replace(",", "\n").splitlines() if part.strip())
     if short := [index for index, key in enumerate(keys) if len(key) < MIN_SECRET_BYTES]:
         raise SettingsError(
@@ -187,19 +200,31 @@ class Settings:
     runtime_dir: str | None = None
     uvloop: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.namespace or set(self.namespace) & set(":{} \n"):
+            raise SettingsError(
+                f"The namespace {self.namespace!r} (QSERVE_NAMESPACE) must not be empty nor hold any of ':{{}} '."
+            )
+        if self.log_level not in logging.getLevelNamesMapping():
+            raise SettingsError(
+                f"The log level {self.log_level!r} (QSERVE_LOG_LEVEL) is not one of DEBUG, INFO, WARNING, ERROR."
+            )
+        if self.log_format not in ("text", "json"):
+            raise SettingsError(f"The log format {self.log_format!r} (QSERVE_LOG_FORMAT) is neither 'text' nor 'json'.")
+
     @classmethod
-    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
-        """Read the `QSERVE_*` variables. Raises SettingsError when one is not valid."""
+    def from_env(cls, env: Mapping[str, str] | None = None, *, log_level: str = "WARNING") -> Settings:
+        """Read the `QSERVE_*` variables. Raises SettingsError when one is not valid.
+
+        log_level  the one to use where the environment names none
+        """
         env = os.environ if env is None else env
-        namespace = env.get("QSERVE_NAMESPACE", "default")
-        if not namespace or set(namespace) & set(":{} \n"):
-            raise SettingsError(f"QSERVE_NAMESPACE={namespace!r}: it must not be empty nor hold any of ':{{}} '")
         return cls(
             redis_url=env.get("QSERVE_REDIS_URL") or None,
-            namespace=namespace,
+            namespace=env.get("QSERVE_NAMESPACE", "default"),
             secrets=read_secret(env),
             insecure=_flag(env, "QSERVE_INSECURE", default=False),
-            log_level=env.get("QSERVE_LOG_LEVEL", "WARNING").upper(),
+            log_level=(env.get("QSERVE_LOG_LEVEL") or log_level).upper(),
             log_format=env.get("QSERVE_LOG_FORMAT", "text"),
             broker_binary=env.get("QSERVE_BROKER_BINARY") or None,
             data_dir=env.get("QSERVE_DATA_DIR") or None,
@@ -220,6 +245,13 @@ class Settings:
             QSERVE_UVLOOP="1" if self.uvloop else "0",
         )
         return env
+
+    def shell_exports(self, *, with_secrets: bool) -> str:
+        """Lines that turn a shell to this cluster. With the secrets they are for a file that only its owner can read."""
+        chosen = {"QSERVE_REDIS_URL": self.redis_url or "", "QSERVE_NAMESPACE": self.namespace}
+        if with_secrets:
+            chosen["QSERVE_SECRET_KEY"] = ",".join(key.decode() for key in self.secrets)
+        return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in chosen.items())
 
 
 def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:

@@ -67,7 +67,7 @@ class Deployment:
     def options(
         self, func_or_class: Callable[..., Any] | None = None, *, name: str | None = None, **changes: Any
     ) -> Deployment:
-        """A copy with only the given options changed; they are the decorator's. Raises ValueError for a wrong one."""
+        """A copy with only the given options changed; they are the decorator's, and raise what it raises."""
         before = {key: getattr(self.config, key) for key in self.config.model_fields_set}
         if changes.get("autoscaling_config") is not None and "num_replicas" not in changes:
             before.pop("num_replicas", None)
@@ -115,7 +115,11 @@ class Deployment:
 
 
 def _config(options: dict[str, Any]) -> DeploymentConfig:
-    """Check the options against each other, fill the preset of `num_replicas="auto"`, and freeze them."""
+    """Check the options against each other, fill the preset of `num_replicas="auto"`, and freeze copies of them."""
+    if "version" in options:
+        raise ValueError("`version` was removed: qserve computes it from the code, the arguments and the options.")
+    if unknown := sorted(options.keys() - DeploymentConfig.model_fields.keys()):
+        raise TypeError(f"A deployment has no options {unknown}; it has {sorted(DeploymentConfig.model_fields)}.")
     options = {key: value for key, value in options.items() if value is not None or key == "max_ongoing_requests"}
     number, scaling = options.get("num_replicas"), options.get("autoscaling_config")
     if isinstance(number, int) and scaling is not None:
@@ -123,7 +127,7 @@ def _config(options: dict[str, Any]) -> DeploymentConfig:
     if number == "auto":
         given = scaling.model_dump(exclude_unset=True) if isinstance(scaling, AutoscalingConfig) else scaling or {}
         options["autoscaling_config"] = {**AUTO_PRESET, **given}
-    return DeploymentConfig(**options)
+    return DeploymentConfig(**options).model_copy(deep=True)
 
 
 @overload
@@ -137,14 +141,13 @@ def deployment(
 ) -> Deployment | Callable[[Callable[..., Any]], Deployment]:
     """Make a deployment of a class or a function; bare, or with the options of `DeploymentConfig`.
 
-    Raises TypeError on anything else, ValueError for a wrong option.
+    Raises TypeError on anything else and for an unknown option, ValueError for a wrong one.
     """
-    if "version" in options:
-        raise ValueError("`version` was removed: qserve computes it from the code, the arguments and the options.")
+    config = _config(options)
 
     def decorate(target: Callable[..., Any]) -> Deployment:
         if not callable(target) or isinstance(target, Deployment):
             raise TypeError("@serve.deployment must be called on a class or function.")
-        return Deployment.declare(target, getattr(target, "__name__", "") if name is None else name, _config(options))
+        return Deployment.declare(target, getattr(target, "__name__", "") if name is None else name, config)
 
     return decorate if func_or_class is None else decorate(func_or_class)

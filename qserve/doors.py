@@ -15,13 +15,45 @@ from typing import Any
 
 from qserve import logs, loops
 from qserve.config import Settings
-from qserve.errors import QserveError, TransportError
+from qserve.errors import (
+    ApplicationNotFound,
+    BackPressureError,
+    BrokerInUse,
+    CallRejected,
+    DeploymentNotFound,
+    DeploymentUnavailableError,
+    DeployTimeout,
+    QserveError,
+    ResultTimeout,
+    SecretRequired,
+    SettingsError,
+    SignatureError,
+    TransportError,
+)
 
 OWNED = "--owned"
+# Those of sysexits.h from 64 on. An error that is not listed has the code of the nearest of its classes that is.
+INTERNAL = 70
+_EXIT_CODES: dict[type, int] = {
+    QserveError: 1,
+    ApplicationNotFound: 2,
+    DeploymentNotFound: 2,
+    ResultTimeout: 3,
+    DeployTimeout: 3,
+    TransportError: 69,
+    DeploymentUnavailableError: 69,
+    BackPressureError: 75,
+    BrokerInUse: 75,
+    SignatureError: 77,
+    CallRejected: 77,
+    SettingsError: 78,
+    SecretRequired: 78,
+}
 
 
-# sysexits.h: the service is not there
-UNAVAILABLE = 69
+def exit_code(error: QserveError) -> int:
+    """What a process ends with that this error has ended."""
+    return next(_EXIT_CODES[kind] for kind in type(error).__mro__ if kind in _EXIT_CODES)
 
 
 def run_door(main: Coroutine[Any, Any, int], settings: Settings) -> int:
@@ -31,7 +63,7 @@ def run_door(main: Coroutine[Any, Any, int], settings: Settings) -> int:
         return loops.run(main, settings)
     except QserveError as error:
         sys.stderr.write(f"{error}\n")
-        return UNAVAILABLE if isinstance(error, TransportError) else 1
+        return exit_code(error)
 
 
 async def keep_running(

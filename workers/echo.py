@@ -1,5 +1,7 @@
 """The smallest application: it answers with what it was given.
 
+To run it:
+
     python -m workers.echo                 serves it on an embedded cluster, calls it once, and ends
     qserve run workers.echo:app            serves it until Ctrl-C
     qserve call default.Echo '["hello"]'   calls it, on the cluster that QSERVE_REDIS_URL names

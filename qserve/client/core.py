@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 import time
@@ -10,8 +11,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from qserve.client.inbox import Inbox
-from qserve.client.outbox import Outbox, Outgoing
+from qserve.client.inbox import Inbox, may_be_on_its_way
+from qserve.client.outbox import ENQUEUE_TIMEOUT_S, Outbox, Outgoing
 from qserve.client.response import DeploymentResponse
 from qserve.config import MAX_IN_FLIGHT, MAX_PAYLOAD_BYTES, Settings
 from qserve.errors import TransportError
@@ -24,6 +25,8 @@ from qserve.wire import codec
 from qserve.wire.keys import CallIds, DeploymentKeys, deployment_keys, inbox
 from qserve.wire.messages import Call, seal_call
 from qserve.wire.signing import Direction, KeyRing
+
+logger = logging.getLogger("qserve.client")
 
 
 class Core:
@@ -44,6 +47,8 @@ class Core:
         self._mail: deque[Callable[[], None]] = deque()
         self._mail_noticed = False
         self._heard_before = False
+        self._leaving = False
+        self.closed = False
         self._keeper = self._close_with_loop()
         self._hold_until_loop_ends()
 
@@ -88,6 +93,7 @@ class Core:
             return known
         keys = deployment_keys(self.settings.namespace, app, deployment)
         response: DeploymentResponse[Any] = DeploymentResponse(self, keys, call_id, "?", kept=True)
+        response.confirmed = True  # as far as we know: somebody had its id
         self._on_loop(lambda: self._attach(response))
         return response
 
@@ -97,18 +103,27 @@ class Core:
             response.kept = True
             self._on_loop(lambda: self._inbox.unread(response) if response.done() else None)
 
+    def adopt(self, response: DeploymentResponse[Any]) -> None:
+        """Fetch the reply of a call whose own core has ended with its event loop. Thread-safe."""
+        self._on_loop(lambda: self._attach(response))
+
     async def state(self, response: DeploymentResponse[Any]) -> CallState:
         """Where an unresolved call stands, asked of Redis."""
         record = (await store.fetch(self.link, [response.keys.record(response.call_id)]))[0]
         if record is None:
-            return CallState.UNKNOWN if response.confirmed or response.kept else CallState.QUEUED
+            on_its_way = not response.confirmed or may_be_on_its_way(response.call_id)
+            return CallState.QUEUED if on_its_way else CallState.UNKNOWN
         if store.is_reply(record):
-            await response
+            await asyncio.wait([response])
             return await response.status_async()
         at = store.place(response.keys, record)
         return CallState.RUNNING if await store.running_on(self.link, at) else CallState.QUEUED
 
     def _attach(self, response: DeploymentResponse[Any]) -> None:
+        known = self._inbox.open.get(response.call_id) or self._outbox.find(response.call_id)
+        if known is not None:  # two responses of one call in one process: one answer serves both
+            known.when_done(response.follow)
+            return
         self._start()
         self._inbox.attach(response)
 
@@ -146,7 +161,7 @@ class Core:
         return self.link.pipe
 
     def _room(self) -> int:
-        return MAX_IN_FLIGHT - len(self._inbox.open)
+        return MAX_IN_FLIGHT - (0 if self._leaving else len(self._inbox.open))
 
     def _on_note(self, note: bytes) -> None:
         self._inbox.on_note(note)
@@ -174,8 +189,19 @@ class Core:
 
     # Ending
 
+    async def leave(self) -> None:
+        """Wait until the calls made so far are stored, for as long as a call waits for Redis; then `close()`."""
+        self._leaving = True
+        try:
+            async with asyncio.timeout(ENQUEUE_TIMEOUT_S):
+                await self._outbox.emptied()
+        except TimeoutError:
+            logger.warning("Calls were not stored before their process or event loop ended; they will not run.")
+        self.close()
+
     def close(self) -> None:
-        """Leave; what is open stays unanswered here. Safe to call twice; on the core's own loop."""
+        """Leave at once; what is open stays unanswered here. Safe to call twice; on the core's own loop."""
+        self.closed = True
         self._inbox.close()
         self.link.close_now()
         self._hears.close_now()
@@ -185,7 +211,8 @@ class Core:
         try:
             yield
         finally:
-            self.close()
+            self._outbox.flush_soon()
+            await self.leave()
 
     def _hold_until_loop_ends(self) -> None:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,7 +25,16 @@ SWEEP_S = 5.0
 _SWEEP_MOST = 500
 _CONSUME_AT = 64
 _CONSUME_AFTER_S = 0.5
+# An id may be read elsewhere before its call is stored: the two travel by different ways.
+_ON_ITS_WAY_S = 5.0
+_ON_ITS_WAY_RETRY_S = 0.05
 Response = DeploymentResponse[Any]
+
+
+def may_be_on_its_way(call_id: bytes) -> bool:
+    """Whether a call that Redis does not know is so young that its put may still be travelling."""
+    made_at_s = int.from_bytes(call_id[:6]) / 1000  # an id opens with its milliseconds (wire.keys.CallIds)
+    return abs(time.time() - made_at_s) < _ON_ITS_WAY_S
 
 
 class Inbox:
@@ -173,6 +183,10 @@ class Inbox:
         except TransportError as error:
             logger.info("Looking up open calls failed, the next sweep tries again: %s", error)
 
+    def _look_again(self, response: Response) -> None:
+        if response.call_id in self.open:
+            self._spawn(self._look_up([response]))
+
     async def _look_up_own(self, keys: DeploymentKeys, group: list[Response]) -> None:
         for start in range(0, len(group), _SWEEP_MOST):
             chunk = group[start : start + _SWEEP_MOST]
@@ -181,9 +195,11 @@ class Inbox:
                 self._judge(response, record)
 
     def _judge(self, response: Response, record: bytes | None) -> None:
-        if response.call_id not in self.open:
+        if self.open.get(response.call_id) is not response:
             return
-        if record is None:
+        if record is None and response.call_id in self._foreign and may_be_on_its_way(response.call_id):
+            self._loop.call_later(_ON_ITS_WAY_RETRY_S, self._look_again, response)
+        elif record is None:
             self.fail(
                 response,
                 CallLost(

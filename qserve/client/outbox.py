@@ -94,6 +94,8 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Outgoing] = deque()
         self._again: list[Batch] = []
+        self._travelling = 0
+        self._moved = asyncio.Event()
         self._scheduled = False
         self._patience: asyncio.TimerHandle | None = None
 
@@ -103,6 +105,16 @@ class Outbox:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
+
+    def find(self, call_id: bytes) -> DeploymentResponse[Any] | None:
+        """The response of a call that has not left yet."""
+        return next((call.response for call in self._queue if call.response.call_id == call_id), None)
+
+    async def emptied(self) -> None:
+        """Wait until Redis has confirmed or refused every call."""
+        while self._queue or self._again or self._travelling:
+            self._moved.clear()
+            await self._moved.wait()
 
     def flush_soon(self) -> None:
         """Something has changed: there is a connection again, or room for more calls."""
@@ -128,10 +140,13 @@ class Outbox:
             self._send(pipe, batch)
 
     def _send(self, pipe: Pipe, batch: Batch) -> None:
+        self._travelling += 1
         pairs = [(call.response.call_id, call.envelope) for call in batch.calls]
         store.put(pipe, batch.keys, pairs, batch.limit, partial(self._confirm, batch))
 
     def _confirm(self, batch: Batch, reply: Any) -> None:
+        self._travelling -= 1
+        self._moved.set()
         if isinstance(reply, TransportError) or (isinstance(reply, Exception) and says_go_away(reply)):
             self._again.append(batch)
             self._be_patient()
@@ -165,6 +180,7 @@ class Outbox:
         stuck = [call for batch in self._again for call in batch.calls] + list(self._queue)
         self._again.clear()
         self._queue.clear()
+        self._moved.set()
         reason = str(error) if error else f"Redis at {self._link.endpoint} did not answer in {ENQUEUE_TIMEOUT_S:g} s."
         self._fail(stuck, lambda: type(error)(reason) if error else TransportError(reason))
 

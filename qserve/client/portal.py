@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import weakref
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from qserve import loops
 from qserve.client.core import Core
+from qserve.client.outbox import ENQUEUE_TIMEOUT_S
 from qserve.client.response import DeploymentResponse
 from qserve.config import Settings
 from qserve.wire.keys import parse_request_id
@@ -27,6 +29,7 @@ class Portal:
         self._thread = threading.Thread(target=self._run, args=(started,), name="qserve-portal", daemon=True)
         self._thread.start()
         started.wait()
+        atexit.register(self.close)
         try:
             self.core: Core = self.run(_make_core(settings))
         except BaseException:
@@ -35,13 +38,19 @@ class Portal:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the portal's loop and wait for it, from any other thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # a Ctrl-C here must not leave the work going on
+            raise
 
     def close(self) -> None:
-        """End the thread, and with it the core. Safe to call twice."""
+        """End the thread, and with it the core, once the calls made so far are stored. Safe to call twice."""
+        atexit.unregister(self.close)
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(timeout=2.0)
+            self._thread.join(timeout=ENQUEUE_TIMEOUT_S + 1.0)
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self.loop)

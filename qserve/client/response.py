@@ -30,6 +30,10 @@ class Carrier(Protocol):
     """What a response asks of the core that carries its call."""
 
     loop: asyncio.AbstractEventLoop
+    closed: bool
+
+    def adopt(self, response: DeploymentResponse[Any]) -> None:
+        """Carry a response whose own core has ended with its event loop. Thread-safe."""
 
     def keep(self, response: DeploymentResponse[Any]) -> None:
         """Somebody else may read the record: do not remove it when the reply has come. Thread-safe."""
@@ -84,6 +88,10 @@ class DeploymentResponse(Generic[R]):
         """There will be no reply."""
         self._settle(None, error)
 
+    def follow(self, other: DeploymentResponse[Any]) -> None:
+        """Another response of this same call has its answer: it is ours too."""
+        self._settle(other._reply, other._exception if other._reply is None else None)
+
     def _settle(self, reply: Reply | None, error: BaseException | None) -> None:
         with _STATE_LOCK:
             callbacks, self._callbacks = self._callbacks, None
@@ -105,7 +113,7 @@ class DeploymentResponse(Generic[R]):
     @property
     def request_id(self) -> str:
         """The id for `serve.get_response(request_id)` in any process. Reading it keeps the result in Redis."""
-        self._carrier.keep(self)
+        self._reach().keep(self)
         return request_id(self.keys.app, self.keys.deployment, self.call_id)
 
     def done(self) -> bool:
@@ -142,7 +150,7 @@ class DeploymentResponse(Generic[R]):
         if not self.done():
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            self.when_done(_waker(future, loop, self._carrier.loop))
+            self.when_done(_waker(future, loop, self._reach().loop))
             yield from future.__await__()
         return self._outcome()
 
@@ -150,7 +158,7 @@ class DeploymentResponse(Generic[R]):
         """Where the call stands now, also while it waits or runs; for code on an event loop."""
         if (known := self._known_state()) is not None:
             return known
-        running, home = asyncio.get_running_loop(), self._carrier.loop
+        running, home = asyncio.get_running_loop(), self._reach().loop
         if running is home:
             return await self._carrier.state(self)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._carrier.state(self), home))
@@ -160,7 +168,7 @@ class DeploymentResponse(Generic[R]):
         if (known := self._known_state()) is not None:
             return known
         _refuse_in_loop()
-        return asyncio.run_coroutine_threadsafe(self._carrier.state(self), self._carrier.loop).result()
+        return asyncio.run_coroutine_threadsafe(self._reach().state(self), self._carrier.loop).result()
 
     def add_done_callback(self, callback: Callback, *, context: Any = None) -> None:
         """Call `callback(response)` once the reply is here; on the event loop this was called in, if in one."""
@@ -189,6 +197,15 @@ class DeploymentResponse(Generic[R]):
     def __repr__(self) -> str:
         state = "done" if self.done() else "pending"
         return f"<DeploymentResponse {self.keys.app}.{self.keys.deployment}.{self.method} {self.call_id.hex()} {state}>"
+
+    def _reach(self) -> Carrier:
+        """The core that carries the call. When the event loop that made the call has ended, the process's portal goes on."""
+        if self._carrier.closed:
+            from qserve.client.portal import portal
+
+            self._carrier = portal().core
+            self._carrier.adopt(self)
+        return self._carrier
 
     def _known_state(self) -> CallState | None:
         if not self.done():
@@ -224,6 +241,7 @@ class DeploymentResponse(Generic[R]):
         def open_gate(_response: DeploymentResponse[Any]) -> None:
             gate.release()
 
+        self._reach()
         self.when_done(open_gate)
         if not gate.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0.0)):
             self.remove_done_callback(open_gate)

@@ -7,7 +7,7 @@ import logging
 import time
 from functools import singledispatchmethod
 
-from qserve.config import HEARTBEAT_S, Settings
+from qserve.config import HEARTBEAT_S, LEASE_S, Settings
 from qserve.controller.plan import Action, Assign, BuryNode, Close, Forget, Observed, SetStatus, Unassign, plan
 from qserve.errors import DeploymentUnavailableError, TransportError
 from qserve.spec import ApplicationStatus, Assignment
@@ -36,7 +36,7 @@ class Controller:
         self._namespace = settings.namespace
         self._ring = KeyRing(settings.secrets)
         endpoint = endpoint_of(settings)
-        self._link = Link(endpoint, f"qserve-autoscaler-{controller_id}")
+        self._link = Link(endpoint, f"qserve-autoscaler-{controller_id}", on_up=self._link_up)
         self.state = ClusterState(self._link, settings.namespace, self._ring)
         self.lease = LeaderLease(self._link, self.state.keys, controller_id, time.monotonic)
         self._events = Link(
@@ -46,6 +46,8 @@ class Controller:
         self._stopping = False
         self._generation = -1
         self._known_nodes: list[str] = []
+        self._trusts_leases_at = 0.0
+        self._versions: set[str] = set()
         self._retired: set[tuple[str, str]] = set()
         self._unfinished = False
 
@@ -103,6 +105,8 @@ class Controller:
             return
         seen = await self.state.snapshot()
         self._known_nodes = list(seen.nodes)
+        self._versions |= {d.version for app in seen.apps.values() for d in app.deployments}
+        self._versions |= {d.version for status in seen.statuses.values() for d in status.deployments.values()}
         self._retired -= {(app.name, d.name) for app in seen.apps.values() for d in app.deployments}
         actions = plan(seen.apps, self._observed(seen), time.time())
         for action in actions:
@@ -117,10 +121,11 @@ class Controller:
         return not quiet
 
     def _observed(self, seen: Snapshot) -> Observed:
+        trusted = time.monotonic() >= self._trusts_leases_at
         return Observed(
             statuses=seen.statuses,
-            nodes=seen.nodes,
-            lapsed=seen.lapsed,
+            nodes=seen.nodes if trusted else seen.nodes | seen.lapsed,
+            lapsed=seen.lapsed if trusted else {},
             replicas=seen.replicas,
             assignments=seen.assignments,
             retired=frozenset(self._retired),
@@ -150,6 +155,8 @@ class Controller:
     @_apply.register
     async def _(self, action: SetStatus) -> None:
         value = None if action.status is None else action.status.to_json()
+        if action.status is None:  # before it shows as gone: whoever waits for that may deploy the same code again
+            await self._drop_code(action.app)
         await self._write(Change(self.state.keys.statuses, action.app, value), event=f"status {action.app}")
 
     @_apply.register
@@ -182,10 +189,22 @@ class Controller:
         value = assignment.to_json() if present else None
         return Change(self.state.keys.assignments(assignment.node_id), assignment.replica_id, value)
 
+    async def _drop_code(self, leaving: str) -> None:
+        """Remove the code of versions that no application but the `leaving` one uses."""
+        apps, statuses = await self.state.wanted(), await self.state.statuses()
+        used = {d.version for app in apps.values() for d in app.deployments}
+        used |= {d.version for name, s in statuses.items() if name != leaving for d in s.deployments.values()}
+        await self.state.drop_code(self._versions - used)
+        self._versions &= used
+
     async def _write(self, *changes: Change, event: str) -> None:
         """Write under this reign's term. One that has ended changes nothing; the next turn sees that it has."""
         if not await self.state.write(changes, event, holder=self.lease.holder):
             self.lease.term = 0
+
+    def _link_up(self, _pipe: Pipe) -> None:
+        """While Redis was away nobody could renew: all leases get the time to be renewed before any counts as lapsed."""
+        self._trusts_leases_at = time.monotonic() + LEASE_S
 
     async def _listen(self, pipe: Pipe) -> None:
         await replies.subscribe(pipe, self.state.keys.events)

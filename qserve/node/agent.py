@@ -94,7 +94,11 @@ class Agent:
             names = [self.state.keys.node_lease(self.record.node_id)]
             names += [self._lease(child.assignment) for child in self._children.values()]
             try:
-                await self.state.renew(names)
+                if not await self.state.renew(names) and not self._draining:
+                    # We were paused or cut off: the leader has given our replicas away and forgotten this node.
+                    logger.warning("The lease of this node had lapsed: joining again.")
+                    await self.state.announce(self.record)
+                    self._woken.set()
             except TransportError as error:
                 logger.warning("The leases were not renewed: %s", error)
             await asyncio.sleep(HEARTBEAT_S)

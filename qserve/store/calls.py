@@ -21,6 +21,8 @@ INLINE_REPLY_BYTES = 16 * 1024
 # How many calls one script may handle: it blocks the server while it runs.
 MOST_PER_SCRIPT = 250
 MOST_PER_SWEEP = 100
+# A sweep reads envelopes, and they may be large: so many bytes fill a page of it.
+_SWEEP_BYTES = 8 * 1024 * 1024
 _QUARANTINE_KEEPS = 1000
 _QUARANTINE_BYTES = 4096
 _DEAD_KEEPS = 10_000
@@ -64,7 +66,8 @@ def put(
 ) -> None:
     """Add (call id, envelope) pairs to the queue, in order; at most MOST_PER_SCRIPT, no id twice.
 
-    `on_reply` gets [taken, waiting] ([-1, 0] when the deployment is gone), or the exception.
+    `on_reply` gets [taken, waiting], or the exception. The first `taken` calls are in the queue now or were before; the
+    others were refused: `waiting` is -1 when the deployment is gone, else the queue is full.
     """
     names = [keys.calls, keys.front]
     names += [keys.record(call_id) for call_id, _ in calls]
@@ -75,12 +78,22 @@ def finish(
     pipe: Pipe, keys: DeploymentKeys, stream: str, batch: Sequence[Finished], on_reply: Callable[[Any], None]
 ) -> None:
     """Store the replies of calls taken from `stream`; at most MOST_PER_SCRIPT. `on_reply` gets how many were fenced."""
+    pipe.run(scripts.FINISH, *_finish_arguments(keys, stream, batch), on_reply)
+
+
+async def finish_one(link: Link, keys: DeploymentKeys, done: Finished) -> bool:
+    """Store one reply. False when it was fenced. Raises TransportError."""
+    fenced = await link.script(scripts.FINISH, *_finish_arguments(keys, done.entry.stream, [done]))
+    return not fenced
+
+
+def _finish_arguments(keys: DeploymentKeys, stream: str, batch: Sequence[Finished]) -> tuple[list[str], list[Any]]:
     names = [stream]
     arguments: list[Any] = [GROUP, _TTL_MS, INLINE_REPLY_BYTES]
     for done in batch:
         names.append(keys.record(done.call_id))
         arguments += (done.entry.entry_id, done.inbox, done.reply)
-    pipe.run(scripts.FINISH, names, arguments, on_reply)
+    return names, arguments
 
 
 def read_entries(reply: Any) -> list[Entry]:
@@ -95,8 +108,12 @@ def read_entries(reply: Any) -> list[Entry]:
 
 def _entry(stream: str, entry_id: bytes, fields: Sequence[bytes]) -> Entry:
     named = dict(zip(fields[::2], fields[1::2], strict=False))
-    attempt = named.get(b"a", b"1")
-    return Entry(stream, entry_id, named.get(b"c", b""), int(attempt) if attempt.isdigit() else 1)
+    return Entry(stream, entry_id, named.get(b"c", b""), _attempt(named.get(b"a", b"1")))
+
+
+def _attempt(text: bytes) -> int:
+    """An attempt's number. Anybody who reaches Redis may have written it: what is no small number counts as the first."""
+    return int(text) if text.isdigit() and len(text) < 10 else 1
 
 
 async def take(pipe: Pipe, keys: DeploymentKeys, replica: str, count: int, block_ms: int) -> list[Entry]:
@@ -128,10 +145,22 @@ async def open_queue(pipe: Pipe, keys: DeploymentKeys) -> None:
                 raise
 
 
-async def pending(pipe: Pipe, stream: str, replica: str, most: int = MOST_PER_SWEEP) -> list[Entry]:
-    """What `replica` holds of `stream`, oldest first, at most `most`."""
-    rows = await pipe.script(scripts.PENDING, [stream], [GROUP, replica, most])
-    return [Entry(stream, row[0], row[2], int(row[1]) if row[1].isdigit() else 1) for row in rows]
+async def pending(pipe: Pipe, stream: str, replica: str, *, after: bytes = b"") -> list[Entry]:
+    """A page of what `replica` holds of `stream`, oldest first; empty when there is nothing (more).
+
+    after  the last entry id of the page before; empty for the first page
+    """
+    start = b"(" + after if after else b"-"
+    rows = await pipe.script(scripts.PENDING, [stream], [GROUP, replica, MOST_PER_SWEEP, start, _SWEEP_BYTES])
+    return [Entry(stream, entry_id, envelope, _attempt(attempt)) for entry_id, attempt, envelope in rows]
+
+
+async def all_pending(pipe: Pipe, stream: str, replica: str) -> list[Entry]:
+    """All that `replica` holds of `stream`, oldest first."""
+    held: list[Entry] = []
+    while page := await pending(pipe, stream, replica, after=held[-1].entry_id if held else b""):
+        held += page
+    return held
 
 
 async def hand_back(
@@ -208,7 +237,7 @@ async def depth(link: Link, keys: DeploymentKeys) -> Depth:
             running += (await summary)[0]
         except BrokerRefused:
             continue
-    return Depth(waiting=total - running, running=running)
+    return Depth(waiting=max(0, total - running), running=running)  # the commands are no single step
 
 
 def is_error(reply: Any) -> bool:

@@ -6,7 +6,7 @@ from qserve.errors import BrokerRefused, SignatureError
 from qserve.store import calls as store
 from qserve.store.calls import Entry, Finished
 from qserve.store.link import Link
-from qserve.store.reclaim import finish_one
+from qserve.store.reclaim import refuse
 from qserve.wire import codec
 from qserve.wire.keys import GROUP, DeploymentKeys
 from qserve.wire.messages import open_call, seal_reply
@@ -43,9 +43,9 @@ async def _answer(link: Link, ring: KeyRing, keys: DeploymentKeys, entry: Entry,
     try:
         call = open_call(entry.envelope, ring.signer(Direction.CALL, keys.scope))
     except SignatureError as cause:
-        await store.quarantine(link, keys, entry, str(cause), None)
+        await refuse(link, ring, keys, entry, cause)
         return
     reply = seal_reply(
         codec.encode_error(call.call_id, error, call.serializer), ring.signer(Direction.REPLY, keys.scope)
     )
-    await finish_one(link, keys, Finished(entry, call.call_id, call.inbox, reply))
+    await store.finish_one(link, keys, Finished(entry, call.call_id, call.inbox, reply))

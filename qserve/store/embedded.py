@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import secrets
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from qserve.config import Settings
-from qserve.errors import BrokerBinaryMissing, BrokerUnavailable, SettingsError
+from qserve.errors import BrokerBinaryMissing, BrokerInUse, BrokerUnavailable, SettingsError
 
 # sun_path has 108 bytes, the last one is 0.
 _LONGEST_SOCKET_PATH = 107
@@ -83,13 +84,25 @@ class EmbeddedBroker:
         return f"unix://{self.socket_path}"
 
     def start(self) -> None:
-        """Start the server; `wait_ready` says when it answers. Raises BrokerBinaryMissing, SettingsError."""
+        """Start the server; `wait_ready` says when it answers.
+
+        Raises BrokerBinaryMissing, SettingsError, BrokerInUse when another one runs in the folder.
+        """
         if len(str(self.socket_path).encode()) > _LONGEST_SOCKET_PATH:
             raise SettingsError(
                 f"The socket path {self.socket_path} is longer than {_LONGEST_SOCKET_PATH} bytes. "
                 "Choose a shorter QSERVE_DATA_DIR, TMPDIR or XDG_RUNTIME_DIR."
             )
+        try:
+            self._launch()
+        except BaseException:
+            if not self._keep:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def _launch(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_owner(self.folder)
         options = {
             "--port": "0",
             "--unixsocket": str(self.socket_path),
@@ -101,11 +114,17 @@ class EmbeddedBroker:
             "--maxmemory-policy": "noeviction",
         }
         command = [find_binary(self._settings), *(part for pair in options.items() for part in pair)]
-        self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_GUARD), str(self.folder), "1" if self._keep else "0", *command],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
+        lock = _lock(self.folder)
+        arguments = [str(self.folder), "1" if self._keep else "0", str(lock), *command]
+        try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_GUARD), *arguments],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=[lock],
+            )
+        finally:
+            os.close(lock)
 
     def wait_ready(self) -> None:
         """Block until the server answers. Raises BrokerUnavailable with the end of its log."""
@@ -155,6 +174,32 @@ class EmbeddedBroker:
                 return client.recv(16).startswith(b"+PONG")
         except OSError:
             return False
+
+
+def _check_owner(folder: Path) -> None:
+    """Raises SettingsError if another user could put a socket of his own in our server's place."""
+    for place in (folder, folder.parent):
+        if place.stat().st_uid not in (0, os.getuid()):
+            raise SettingsError(
+                f"{place} belongs to another user, who could read and answer calls. Choose a folder of your own by "
+                "QSERVE_DATA_DIR (--data-dir)."
+            )
+
+
+def _lock(folder: Path) -> int:
+    """The folder's lock, as a descriptor for the guard and the server to hold. Raises BrokerInUse.
+
+    Taken before anything starts: a second server on the same socket would silently take it over.
+    """
+    lock = os.open(folder / "broker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise BrokerInUse(
+            f"Another broker already runs in {folder}: use it, or another folder (--data-dir, QSERVE_DATA_DIR)."
+        ) from error
+    return lock
 
 
 def ephemeral_secret() -> bytes:

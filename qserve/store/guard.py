@@ -3,12 +3,11 @@
 A process of its own, on the standard library alone: it starts the server, ends it when the owner is gone (however it
 went), and removes its folder.
 
-Run as `python -I -S guard.py FOLDER KEEP SERVER [ARGUMENT ...]`; the owner holds the other end of stdin. KEEP is 1 for
-a folder that outlives the server.
+Run as `python -I -S guard.py FOLDER KEEP LOCK SERVER [ARGUMENT ...]`; the owner holds the other end of stdin. KEEP is 1
+for a folder that outlives the server; LOCK is the descriptor of the folder's lock, which the owner has taken.
 """
 
 import ctypes
-import fcntl
 import os
 import select
 import shutil
@@ -23,18 +22,12 @@ _GRACE_S = 3.0
 _STOP_TIMEOUT_S = 5.0
 
 
-def main(folder: Path, *, keep: bool, command: list[str]) -> int:
+def main(folder: Path, *, keep: bool, lock: int, command: list[str]) -> int:
     """Guard one server until stdin ends or it dies. Returns its exit code."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
-    lock = os.open(folder / "broker.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        sys.stderr.write(f"Another broker already runs in {folder}: use it, or another folder (--data-dir).\n")
-        return 75
     with (folder / "broker.log").open("ab") as log:
-        # The server holds the lock too: a second server on this socket would silently take it over.
+        # The server holds the lock too: as long as it lives, no other may start on its socket.
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -91,4 +84,4 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), keep=sys.argv[2] == "1", command=sys.argv[3:]))
+    sys.exit(main(Path(sys.argv[1]), keep=sys.argv[2] == "1", lock=int(sys.argv[3]), command=sys.argv[4:]))

@@ -97,6 +97,12 @@ class Link:
             pipe.close()
 
     async def _connect(self) -> None:
+        try:
+            await self._try_until_open()
+        finally:
+            self._task = None
+
+    async def _try_until_open(self) -> None:
         wait_s, warn_after_s = _FIRST_WAIT_S, _WARN_AFTER_S
         began_at = asyncio.get_running_loop().time()
         while not self._closed:
@@ -113,7 +119,6 @@ class Link:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             else:
                 break
-        self._task = None
 
     async def _open(self) -> None:
         lost: list[TransportError] = []

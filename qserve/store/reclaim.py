@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
 
-from qserve.errors import ReplicaDiedError
+from qserve.errors import CallRejected, ReplicaDiedError, SignatureError
 from qserve.store import calls as store
 from qserve.store.calls import Entry, Finished
 from qserve.store.link import Link
@@ -60,7 +58,11 @@ class Reclaimer:
             await store.hand_back(self._link, self._keys, stream, replica, again, charge=charge)
 
     async def _give_up(self, entry: Entry, cause: str) -> None:
-        call = open_call(entry.envelope, self._ring.signer(Direction.CALL, self._keys.scope))
+        try:
+            call = open_call(entry.envelope, self._ring.signer(Direction.CALL, self._keys.scope))
+        except SignatureError as refusal:
+            await refuse(self._link, self._ring, self._keys, entry, refusal)
+            return
         error = ReplicaDiedError(
             f"The call '{self._keys.deployment}.{call.method}' was given up after {entry.attempt} attempts: its "
             f"replica died each time, at last by {cause}. It is kept as a dead letter."
@@ -68,15 +70,17 @@ class Reclaimer:
         await store.bury(self._link, self._keys, entry, call.call_id, str(error))
         reply = codec.encode_error(call.call_id, error, call.serializer, Outcome.DEAD)
         envelope = seal_reply(reply, self._ring.signer(Direction.REPLY, self._keys.scope))
-        await finish_one(self._link, self._keys, Finished(entry, call.call_id, call.inbox, envelope))
+        await store.finish_one(self._link, self._keys, Finished(entry, call.call_id, call.inbox, envelope))
         logger.warning("%s", error)
 
 
-async def finish_one(link: Link, keys: DeploymentKeys, done: Finished) -> None:
-    """Store one reply. Raises TransportError."""
-    pipe = await link.ready()
-    answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    store.finish(pipe, keys, done.entry.stream, [done], answered.set_result)
-    reply = await answered
-    if isinstance(reply, Exception):
-        raise reply
+async def refuse(link: Link, ring: KeyRing, keys: DeploymentKeys, entry: Entry, cause: SignatureError) -> None:
+    """Quarantine an entry that cannot be trusted; tell the caller if it is the one that was put for its call."""
+    logger.warning("Entry %s of %s was quarantined: %s", entry.entry_id.decode(), entry.stream, cause)
+    answer = None
+    if (peeked := peek_call(entry.envelope)) is not None:
+        call_id, inbox = peeked
+        error = CallRejected(f"The call to {keys.deployment!r} was refused unopened. {cause}")
+        reply = seal_reply(codec.encode_error(call_id, error, 0), ring.signer(Direction.REPLY, keys.scope))
+        answer = (call_id, inbox, reply)
+    await store.quarantine(link, keys, entry, str(cause), answer)

@@ -105,11 +105,12 @@ class ClusterState:
         await self.write([Change(self.keys.nodes, node_id, None)], f"node {node_id}")
         await self.link.call("UNLINK", self.keys.node_lease(node_id), self.keys.assignments(node_id))
 
-    async def renew(self, names: Sequence[str]) -> None:
-        """Renew leases, all in one write."""
+    async def renew(self, names: Sequence[str]) -> bool:
+        """Renew leases, all in one write. Returns whether the first of them had not lapsed."""
         pipe = await self.link.ready()
-        for step in [pipe.call("SET", name, "1", "PX", LEASE_MS) for name in names]:
-            await step
+        steps = [pipe.call("SET", name, "1", "PX", LEASE_MS, "GET") for name in names]
+        before = [await step for step in steps]
+        return before[0] is not None
 
     async def assignments(self, node_id: str) -> dict[str, Assignment]:
         """What the leader wants this node to host."""
@@ -120,6 +121,11 @@ class ClusterState:
         await self.write(
             [Change(self.keys.replicas, replica.replica_id, replica.to_json())], f"replica {replica.replica_id}"
         )
+
+    async def drop_code(self, versions: Iterable[str]) -> None:
+        """Nobody wants these versions any more."""
+        for version in versions:
+            await self.link.call("UNLINK", self.keys.code(version))
 
     async def forget(self, replica_id: str) -> None:
         """A replica has ended as it was asked to."""

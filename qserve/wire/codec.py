@@ -9,7 +9,7 @@ import json
 import pickle
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from struct import Struct
 from typing import Any, SupportsIndex
@@ -19,6 +19,7 @@ from qserve.wire.messages import FLAG_BUFFERS, Outcome, Reply, Serializer
 
 _LENGTH = Struct(">I")
 _APART_BYTES = 64 * 1024
+_NOTE = "Remote traceback:\n"
 _OUTSIDE = threading.local()
 
 
@@ -59,16 +60,19 @@ def _outside(name: str, value: Any) -> Iterator[None]:
 def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: int) -> Encoded:
     """The arguments of a call. Raises SerializationError that names the argument which cannot travel."""
     if serializer == Serializer.JSON:
-        return Encoded(_dump_json({"args": args, "kwargs": kwargs}), 0, [])
+        try:
+            return Encoded(_dump_json({"args": args, "kwargs": kwargs}), 0, [])
+        except SerializationError as error:
+            raise _blame(args, kwargs, error, _dump_json) from error
     references: list[str] = []
     _OUTSIDE.collected = references
     try:
         data, flags = _dump(([_apart(arg) for arg in args], {name: _apart(arg) for name, arg in kwargs.items()}))
     except Exception as error:
-        raise _blame(args, kwargs, error) from error
+        raise _blame(args, kwargs, error, _dump) from error
     finally:
         _OUTSIDE.collected = None
-    return Encoded(data, flags, references)
+    return Encoded(data, flags, list(dict.fromkeys(references)))
 
 
 def decode_arguments(
@@ -96,9 +100,10 @@ def encode_result(call_id: bytes, value: Any, serializer: int) -> Reply:
 
 def encode_error(call_id: bytes, error: BaseException, serializer: int, outcome: int = Outcome.FAILED) -> Reply:
     """A reply with an exception: itself where it survives pickling, always its class, text and traceback."""
+    _drop_our_notes(error)
     text = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
     class_name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
-    facts = {"type": class_name, "message": str(error), "traceback": text}
+    facts = {"type": class_name, "message": _message(error), "traceback": text}
     if serializer == Serializer.JSON:
         return Reply(call_id, outcome, _dump_json(facts), serializer)
     return Reply(call_id, outcome, pickle.dumps((_portable(error), facts), protocol=5), serializer)
@@ -124,10 +129,10 @@ def rebuild_error(reply: Reply) -> BaseException:
     if error is None:
         error = RemoteError(f"{facts['type']}: {facts['message']}", facts["type"], text)
     if text:
-        error.__cause__ = RemoteTraceback(text)
-        error.add_note(f"Remote traceback:\n{text}")
+        _set(error, "__cause__", RemoteTraceback(text))
+        _set(error, "__notes__", [*getattr(error, "__notes__", ()), f"{_NOTE}{text}"])
     if not isinstance(error, QserveError):
-        _attach(error, text)
+        _set(error, "traceback_str", text)
     return error
 
 
@@ -140,18 +145,32 @@ def check_size(what: str, size: int, limit: int) -> None:
         )
 
 
-def _attach(error: BaseException, text: str) -> None:
+def _set(error: BaseException, name: str, value: object) -> None:
+    """Set an attribute, also of a class that is frozen."""
     try:
-        error.traceback_str = text  # type: ignore[attr-defined]  # ours, on any error
-    except AttributeError:  # a class with __slots__
+        BaseException.__setattr__(error, name, value)
+    except (AttributeError, TypeError):  # a property of that name
         return
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as cause:  # noqa: BLE001 (user code, which may raise anything)
+        return f"<its text cannot be shown: {type(cause).__qualname__}>"
+
+
+def _drop_our_notes(error: BaseException) -> None:
+    """An error from another call has that call's traceback as its cause: here too, it would double with each hop."""
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, list):
+        notes[:] = [note for note in notes if not str(note).startswith(_NOTE)]
 
 
 def _portable(error: BaseException) -> bytes | None:
     """The exception as a pickle that was seen to load again; None where pickle fails either way."""
-    bare = error.with_traceback(None)
     try:
-        data, _flags = _dump(bare)
+        data = _pickle(error, None)
         pickle.loads(data)  # noqa: S301 (our own bytes)
     except Exception:  # noqa: BLE001 (pickling runs user code, which may raise anything)
         return None
@@ -194,21 +213,30 @@ def _dump_json(value: Any) -> bytes:
 def _dump(value: Any) -> tuple[bytes, int]:
     """Pickle `value`; buffers such as arrays' data stand behind the pickle, without a copy in it."""
     buffers: list[pickle.PickleBuffer] = []
-    try:
-        data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-        by_reference_to_main = b"__main__" in data
-    except Exception:  # noqa: BLE001 (pickling runs user code; cloudpickle tries next)
-        by_reference_to_main = True
-    if by_reference_to_main:  # __main__ is another module in the replica: its classes travel by value
-        import cloudpickle
-
-        buffers = []
-        data = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    data = _pickle(value, buffers)
     if not buffers:
         return data, 0
     raws = [buffer.raw() for buffer in buffers]
     sizes = [_LENGTH.pack(len(raws)), _LENGTH.pack(len(data)), *(_LENGTH.pack(raw.nbytes) for raw in raws)]
     return b"".join((*sizes, data, *raws)), FLAG_BUFFERS
+
+
+def _pickle(value: Any, buffers: list[pickle.PickleBuffer] | None) -> bytes:
+    """The pickle of `value`; its large buffers go to `buffers` instead, if there is such a list."""
+    keep = None if buffers is None else buffers.append
+    try:
+        data = pickle.dumps(value, protocol=5, buffer_callback=keep)
+        by_reference_to_main = b"__main__" in data
+    except Exception:  # noqa: BLE001 (pickling runs user code; cloudpickle tries next)
+        by_reference_to_main = True
+    if not by_reference_to_main:
+        return data
+    import cloudpickle  # __main__ is another module in the replica: its classes travel by value
+
+    if buffers:
+        buffers.clear()
+    by_value: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=keep)
+    return by_value
 
 
 def _load(payload: bytes | memoryview, flags: int) -> Any:
@@ -225,15 +253,18 @@ def _load(payload: bytes | memoryview, flags: int) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])  # noqa: S301 (verified by the envelope's signature)
 
 
-def _blame(args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> SerializationError:
+def _blame(
+    args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception, dump: Callable[[Any], object]
+) -> SerializationError:
+    way = "pickled" if dump is _dump else "sent as JSON"
     named = [(f"number {index + 1}", value) for index, value in enumerate(args)]
     named += [(repr(name), value) for name, value in kwargs.items()]
     for name, value in named:
         try:
-            _dump(value)
+            dump(value)
         except Exception as cause:  # noqa: BLE001 (pickling runs user code, which may raise anything)
             return SerializationError(
-                f"The argument {name}, a {type(value).__qualname__}, cannot be pickled: {cause}. "
+                f"The argument {name}, a {type(value).__qualname__}, cannot be {way}: {cause}. "
                 "Pass plain data, or build the object inside the replica."
             )
-    return SerializationError(f"The arguments cannot be pickled: {error}")
+    return SerializationError(f"The arguments cannot be {way}: {error}")

@@ -12,6 +12,8 @@ from qserve.config import PROTOCOL_VERSION
 ROOT = f"qserve:{PROTOCOL_VERSION}"
 GROUP = "replicas"
 CALL_ID_BYTES = 16
+# A request id may come from a browser: these would let it name other keys than a call's.
+_NOT_IN_NAMES = frozenset("#:{}~ \n\t/")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +156,9 @@ def parse_request_id(text: str) -> tuple[str, str, bytes]:
         rest, call_hex = text.rsplit(".", 1)
         app, deployment = rest.split(".", 1)
         call_id = bytes.fromhex(call_hex)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         call_id, app, deployment = b"", "", ""
-    if len(call_id) != CALL_ID_BYTES or not app or not deployment:
+    if len(call_id) != CALL_ID_BYTES or not app or not deployment or set(text) & _NOT_IN_NAMES:
         raise ValueError(
             f"{text!r} is not a request id: it looks like 'default.Adder.0193…', from response.request_id."
         )

@@ -1,6 +1,6 @@
 """Envelopes: a fixed header, names, a payload, a signature. Verified before anything in them is opened.
 
-Call     header 42 bytes | method | inbox | context | payload | MAC
+Call     header 44 bytes | method | inbox | context | payload | MAC
 Reply    header 31 bytes | payload | MAC
 Control  header 10 bytes | payload | MAC          (specs and code)
 All integers are big endian; docs/design/protocol.md is normative and tests/wire/golden keeps the bytes.
@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Any
 
 from qserve.config import PROTOCOL_VERSION
-from qserve.errors import SignatureError
+from qserve.errors import SignatureError, UsageError
 from qserve.wire.signing import UNSIGNED, Signer
 
 MAGIC = b"qs"
@@ -23,12 +23,13 @@ KIND_CALL, KIND_REPLY, KIND_CONTROL = 1, 2, 3
 FLAG_BUFFERS = 1
 
 # magic, version, kind, serializer, flags, key id, call id, deadline ms, method, inbox, context and payload lengths
-_CALL = Struct(">2sBBBBI16sQBBHI")
+_CALL = Struct(">2sBBBBI16sQBBII")
 # magic, version, kind, serializer, flags, key id, call id, outcome, payload length
 _REPLY = Struct(">2sBBBBI16sBI")
 # magic, version, kind, serializer, flags, key id
 _PREFIX = Struct(">2sBBBBI")
 REPLY_ID_AT = _PREFIX.size
+_LONGEST_NAME = 255
 
 
 class Serializer(IntEnum):
@@ -82,8 +83,11 @@ class Reply:
 
 
 def seal_call(call: Call, signer: Signer) -> bytes:
-    """The call's envelope."""
+    """The call's envelope. Raises UsageError for a method name that does not fit into it."""
     method, inbox = call.method.encode(), call.inbox.encode()
+    if len(method) > _LONGEST_NAME:
+        text = f"The method name {call.method[:20]!r}... has {len(method)} bytes; a call has room for {_LONGEST_NAME}."
+        raise UsageError(text)
     context = json.dumps(call.context, separators=(",", ":")).encode() if call.context else b""
     header = _CALL.pack(
         MAGIC,
@@ -115,8 +119,10 @@ def open_call(data: bytes, signer: Signer) -> Call:
     try:
         method, inbox = data[_CALL.size : inbox_at].decode(), data[inbox_at:context_at].decode()
         context = json.loads(data[context_at:payload_at]) if c_len else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SignatureError(f"Its names or its context cannot be read: {error}") from error
+    if not isinstance(context, dict):
+        raise SignatureError(f"Its context is a {type(context).__name__} where a table belongs.")
     return Call(
         call_id=call_id,
         method=method,

@@ -9,7 +9,7 @@ from typing import Any
 import qserve as serve
 
 
-@serve.deployment(max_ongoing_requests=100)
+@serve.deployment(max_ongoing_requests=100, graceful_shutdown_timeout_s=0.2)
 class Gate:
     """Calls wait at a gate until somebody opens it: what a test needs to catch a call in the middle."""
 

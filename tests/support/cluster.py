@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,14 @@ def eventually(check: Callable[[], object], *, within_s: float = 15.0, what: str
     while not check():
         assert time.monotonic() < deadline, f"not within {within_s} s: {what or check}"
         time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 class Cluster:

@@ -53,7 +53,6 @@ class Ray(System):
         """Never asked: without Redis there is no memory to weigh."""
 
     async def close(self) -> None:
-        """Stop the cluster."""
-        await serve.shutdown_async()
+        """Stop the cluster, Serve with it."""
         ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
