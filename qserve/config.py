@@ -53,18 +53,18 @@ class AutoscalingConfig(BaseModel):
     """How a deployment's replicas follow its load; Ray Serve's names and defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    min_replicas: int = Field(1, ge=0)
-    initial_replicas: int | None = Field(None, ge=0)
-    max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: float = Field(2.0, gt=0)
-    upscale_delay_s: float = Field(30.0, ge=0)
-    downscale_delay_s: float = Field(600.0, ge=0)
-    downscale_to_zero_delay_s: float | None = Field(None, ge=0)
-    look_back_period_s: float = Field(30.0, gt=0)
-    upscaling_factor: float | None = Field(None, gt=0)
-    downscaling_factor: float | None = Field(None, gt=0)
+    min_replicas: int = Field(default=1, ge=0)
+    initial_replicas: int | None = Field(default=None, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=2.0, gt=0)
+    upscale_delay_s: float = Field(default=30.0, ge=0)
+    downscale_delay_s: float = Field(default=600.0, ge=0)
+    downscale_to_zero_delay_s: float | None = Field(default=None, ge=0)
+    look_back_period_s: float = Field(default=30.0, gt=0)
+    upscaling_factor: float | None = Field(default=None, gt=0)
+    downscaling_factor: float | None = Field(default=None, gt=0)
     aggregation_function: Literal["mean", "max", "min"] = "mean"
-    metrics_interval_s: float = Field(10.0, gt=0)
+    metrics_interval_s: float = Field(default=10.0, gt=0)
     policy: AutoscalingPolicy | None = None
 
     @model_validator(mode="after")
@@ -91,22 +91,22 @@ class DeploymentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     num_replicas: int | Literal["auto"] = 1
     autoscaling_config: AutoscalingConfig | None = None
-    max_ongoing_requests: int = Field(5, gt=0)
+    max_ongoing_requests: int = Field(default=5, gt=0)
     max_queued_requests: int = -1
-    max_retries: int = Field(2, ge=0)
+    max_retries: int = Field(default=2, ge=0)
     user_config: Any = None
-    health_check_period_s: float = Field(10.0, gt=0)
-    health_check_timeout_s: float = Field(30.0, gt=0)
-    graceful_shutdown_wait_loop_s: float = Field(2.0, ge=0)
-    graceful_shutdown_timeout_s: float = Field(20.0, ge=0)
+    health_check_period_s: float = Field(default=10.0, gt=0)
+    health_check_timeout_s: float = Field(default=30.0, gt=0)
+    graceful_shutdown_wait_loop_s: float = Field(default=2.0, ge=0)
+    graceful_shutdown_timeout_s: float = Field(default=20.0, ge=0)
     ray_actor_options: dict[str, Any] = Field(default_factory=lambda: {"num_cpus": 1})
-    max_replicas_per_node: int | None = Field(None, ge=1, le=100)
-    max_constructor_retry_count: int = Field(20, ge=1)
+    max_replicas_per_node: int | None = Field(default=None, ge=1, le=100)
+    max_constructor_retry_count: int = Field(default=20, ge=1)
     logging_config: dict[str, Any] | None = None
     backpressure_config: dict[str, Any] | None = None
     request_router_config: dict[str, Any] | None = None
-    rolling_update_percentage: float = Field(0.2, gt=0, le=1)
-    max_surge_percent: float = Field(0, ge=0, le=100)
+    rolling_update_percentage: float = Field(default=0.2, gt=0, le=1)
+    max_surge_percent: float = Field(default=0, ge=0, le=100)
     placement_group_bundles: list[dict[str, Any]] | None = None
     placement_group_strategy: str | None = None
     placement_group_bundle_label_selector: list[dict[str, Any]] | None = None

@@ -142,6 +142,7 @@ def _built_by(blob: bytes) -> bytes:
     stack: list[bytes] = []
     marks: list[int] = []
     memo: list[bytes] = []
+    done: list[bytes] = []
     numbers, last = count(), ""
     for opcode, argument, _position in pickletools.genops(blob):
         if opcode.name == "MARK":
@@ -150,10 +151,12 @@ def _built_by(blob: bytes) -> bytes:
             memo.append(stack[-1] if last in _CONSTANTS else _digest(b"memo", _text(next(numbers))))
         elif opcode.name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[int(str(argument))])
+        elif opcode.name == "POP":  # what a call has done to an object, such as a class body filled in: the result is None
+            done.append(stack.pop())
         elif opcode.name != "STOP":
             _step(stack, marks, opcode, _text(argument))
         last = opcode.name
-    return stack[-1]
+    return _digest(stack[-1], *done)
 
 
 def _step(stack: list[bytes], marks: list[int], opcode: pickletools.OpcodeInfo, argument: bytes) -> None:

@@ -42,6 +42,8 @@ class StatusTrigger(StrEnum):
     UNSPECIFIED = "UNSPECIFIED"
     CONFIG_UPDATE_STARTED = "CONFIG_UPDATE_STARTED"
     CONFIG_UPDATE_COMPLETED = "CONFIG_UPDATE_COMPLETED"
+    UPSCALE_COMPLETED = "UPSCALE_COMPLETED"
+    DOWNSCALE_COMPLETED = "DOWNSCALE_COMPLETED"
     REPLICA_STARTUP_FAILED = "REPLICA_STARTUP_FAILED"
     HEALTH_CHECK_FAILED = "HEALTH_CHECK_FAILED"
     DELETING = "DELETING"
@@ -151,6 +153,7 @@ class ReplicaRecord(Record):
 class DeploymentStatusInfo(Record):
     """A deployment's line in `serve.status()`.
 
+    replicas          how many are wanted
     failures          replicas that ended unasked since all were last running
     started           whether a replica of this version has ever run
     waiting, running  calls in the queue
@@ -161,6 +164,7 @@ class DeploymentStatusInfo(Record):
     replica_states: dict[str, int] = Field(default_factory=dict)
     message: str = ""
     version: str = ""
+    replicas: int = 0
     failures: int = 0
     failed_at_s: float = 0.0
     started: bool = False

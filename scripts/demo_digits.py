@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 import statistics
 import sys
 import time
@@ -111,6 +112,8 @@ def run(console: Console) -> None:
 
 def main() -> int:
     """Run the demo and clear up, however it ends. Returns the exit code."""
+    # A cluster of its own, always: the shutdown below would take everything down on another.
+    os.environ.pop("QSERVE_REDIS_URL", None)
     console = Console(highlight=False)
     try:
         run(console)

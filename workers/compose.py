@@ -41,4 +41,4 @@ app = Caller.bind(Adder.bind(1))
 if __name__ == "__main__":
     handle = serve.run(app, name="compose")
     print(f"0 + 1 + 1 = {handle.remote(0).result()}")
-    serve.shutdown()
+    serve.delete("compose")

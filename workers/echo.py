@@ -25,4 +25,4 @@ app = Echo.bind()
 if __name__ == "__main__":
     handle = serve.run(app, name="echo")
     print(handle.remote("hello").result())
-    serve.shutdown()
+    serve.delete("echo")

@@ -133,7 +133,12 @@ class Outbox:
             self._patience = None
         again, self._again = self._again, []
         for batch in again:
-            self._send(pipe, batch)
+            # What has its answer was put, and its record may be consumed by now: put again, it would run twice.
+            batch.calls = [call for call in batch.calls if not call.response.done()]
+            if batch.calls:
+                self._send(pipe, batch)
+            else:
+                self._moved.set()
         for batch in cut(self._queue, self._room()):
             for call in batch.calls:
                 self._on_send(call.response)
@@ -156,12 +161,10 @@ class Outbox:
             self._settle(batch, *reply)
 
     def _settle(self, batch: Batch, taken: int, waiting: int) -> None:
-        if taken < 0:
-            self._fail(batch.calls, lambda: _gone(batch.keys))
-            return
         for call in batch.calls[:taken]:
             call.response.confirmed = True
-        self._fail(batch.calls[taken:], lambda: BackPressureError(waiting, batch.limit))
+        refused = batch.calls[taken:]
+        self._fail(refused, lambda: _gone(batch.keys) if waiting < 0 else BackPressureError(waiting, batch.limit))
 
     def _fail(self, calls: list[Outgoing], make_error: Callable[[], QserveError]) -> None:
         for call in calls:

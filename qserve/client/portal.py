@@ -79,6 +79,9 @@ class _Process:
     def forget(self) -> None:
         """In a forked child: let go of the parent's connections without closing them; they are the parent's."""
         self.left_by_fork.append((self.portal, self.cores))
+        known = [] if self.portal is None else [self.portal.core]
+        for core in (*known, *self.cores.values()):
+            core.closed = True  # its responses find the child's own portal
         self.lock = threading.RLock()
         self.portal = None
         self.cores = weakref.WeakKeyDictionary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,6 +25,14 @@ _STATES = {
     Outcome.CANCELLED: CallState.CANCELLED,
     Outcome.EXPIRED: CallState.EXPIRED,
 }
+
+
+def _renew_lock() -> None:
+    global _STATE_LOCK  # noqa: PLW0603 (another thread of the parent may have held it: nobody would let go of it here)
+    _STATE_LOCK = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Carrier(Protocol):
@@ -204,7 +213,8 @@ class DeploymentResponse(Generic[R]):
             from qserve.client.portal import portal
 
             self._carrier = portal().core
-            self._carrier.adopt(self)
+            if not self.done():
+                self._carrier.adopt(self)
         return self._carrier
 
     def _known_state(self) -> CallState | None:

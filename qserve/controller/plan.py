@@ -28,6 +28,7 @@ from qserve.spec import (
 
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 10.0
+_MOST_DOUBLINGS = 10
 _GONE = frozenset({ReplicaState.FAILED, ReplicaState.DIED})
 
 
@@ -130,10 +131,12 @@ class _Turn:
             self.out.append(BuryNode(node_id, lost))
 
     def _drop_unwanted(self) -> None:
-        """Replicas of no deployment that is wanted, and records of no replica that is assigned."""
+        """Replicas that nobody wants, or of an old version and not serving; records of no replica that is assigned."""
         for replica_id, assignment in list(self.assigned.items()):
             app = self.desired.get(assignment.app)
-            if app is None or app.deployment(assignment.deployment) is None:
+            spec = None if app is None else app.deployment(assignment.deployment)
+            serves = self._state(replica_id) is ReplicaState.RUNNING
+            if spec is None or (assignment.version != spec.version and not serves):
                 self._unassign(assignment, forget=self._has_ended(replica_id))
         known = self.observed.nodes.keys() | self.observed.lapsed.keys()
         for replica_id, record in self.observed.replicas.items():
@@ -151,8 +154,8 @@ class _Turn:
             if info is None or info.version != spec.version or before.deploy_id != app.deploy_id:
                 info = _fresh(spec, info)
             infos[spec.name] = self._deployment(spec, info)
-        infos |= self._closing(app.name, before.deployments.keys() - infos.keys(), before)
-        self._show(app.name, _summary(app, infos))
+        closing = self._closing(app.name, before.deployments.keys() - infos.keys(), before)
+        self._show(app.name, _summary(app, infos, closing))
 
     def _deleted_app(self, name: str, before: ApplicationStatusInfo) -> None:
         infos = self._closing(name, before.deployments.keys(), before)
@@ -169,17 +172,17 @@ class _Turn:
                 continue
             states = self._states(app, name)
             self.out.append(Close(app, name, last=not states))
-            update = {"status_trigger": StatusTrigger.DELETING, "replica_states": dict(states)}
-            infos[name] = before.deployments[name].model_copy(update=update)
+            update = {"status": DeploymentStatus.UPDATING, "status_trigger": StatusTrigger.DELETING, "message": ""}
+            infos[name] = before.deployments[name].model_copy(update=update | {"replica_states": dict(states)})
         return infos
 
     # One deployment
 
     def _deployment(self, spec: DeploymentSpec, info: DeploymentStatusInfo) -> DeploymentStatusInfo:
         info = self._count_failures(spec, info)
-        current = self._assigned_to(spec, spec.version)
+        current = self._current(spec)
         running = [a for a in current if self._state(a.replica_id) is ReplicaState.RUNNING]
-        old = [a for a in self._assigned_to(spec) if a.version != spec.version]
+        old = self._old(spec)
         if running and not info.started:
             info = info.model_copy(update={"started": True})
         if _has_failed(spec, info):
@@ -197,25 +200,26 @@ class _Turn:
         return self._judged(spec, info, running, old, reason)
 
     def _count_failures(self, spec: DeploymentSpec, info: DeploymentStatusInfo) -> DeploymentStatusInfo:
-        """Take back assignments whose replicas have ended, and count those of this version."""
+        """Take back assignments whose replicas have ended, and count them."""
         for assignment in self._assigned_to(spec):
             if not self._has_ended(assignment.replica_id):
                 continue
             self._unassign(assignment, forget=True)
-            if assignment.version == spec.version:
-                message = self.observed.replicas[assignment.replica_id].message
-                update = {"failures": info.failures + 1, "failed_at_s": self.now, "message": message}
-                info = info.model_copy(update=update)
+            message = self.observed.replicas[assignment.replica_id].message
+            update = {"failures": info.failures + 1, "failed_at_s": self.now, "message": message}
+            info = info.model_copy(update=update)
         return info
 
     def _fill(self, spec: DeploymentSpec, info: DeploymentStatusInfo, count: int) -> str:
         """Assign what is missing. Returns why not, empty when nothing is in the way."""
-        backoff = min(_FIRST_BACKOFF_S * 2 ** max(0, info.failures - 1), _LONGEST_BACKOFF_S)
+        rounds = max(0, info.failures - 1) // max(1, spec.replicas)
+        backoff = min(_FIRST_BACKOFF_S * 2 ** min(rounds, _MOST_DOUBLINGS), _LONGEST_BACKOFF_S)
         if info.failures and self.now < info.failed_at_s + backoff:
             return info.message
         for _ in range(count, spec.replicas):
-            node_id = place(spec, self.observed.nodes.values(), list(self.assigned.values()))
+            node_id = place(spec, self.observed.nodes.values(), self._occupied())
             if node_id is None:
+                self._make_way(spec)
                 return why_not(spec, list(self.observed.nodes.values()))
             assignment = Assignment(
                 replica_id=f"{spec.name}-{secrets.token_hex(4)}",
@@ -228,6 +232,14 @@ class _Turn:
             self.out.append(Assign(assignment))
         return info.message if info.failures else ""
 
+    def _make_way(self, spec: DeploymentSpec) -> None:
+        """There is no room beside the old replicas: one of them goes first, when no other is going or coming."""
+        old = self._old(spec)
+        coming = any(self._state(a.replica_id) is not ReplicaState.RUNNING for a in self._current(spec))
+        going = self._states(spec.app, spec.name).total() > len(self._assigned_to(spec))
+        if spec.config.max_replicas_per_node is not None and old and not coming and not going:
+            self._unassign(old[0])
+
     def _judged(
         self,
         spec: DeploymentSpec,
@@ -236,30 +248,47 @@ class _Turn:
         old: list[Assignment],
         reason: str,
     ) -> DeploymentStatusInfo:
-        update: dict[str, object] = {"replica_states": dict(self._states(spec.app, spec.name)), "message": reason}
+        states = self._states(spec.app, spec.name)
+        update: dict[str, object] = {"replica_states": dict(states), "message": reason}
+        leaving = states.total() - spec.replicas if info.status is DeploymentStatus.DOWNSCALING else 0
         if _has_failed(spec, info):
             update |= {"status": DeploymentStatus.DEPLOY_FAILED, "status_trigger": StatusTrigger.REPLICA_STARTUP_FAILED}
             update["message"] = f"The deployment failed to start {info.failures} times in a row. Error:\n{info.message}"
             if info.status is DeploymentStatus.DEPLOY_FAILED:
                 update["message"] = info.message
-        elif len(running) >= spec.replicas and not old:
+        elif len(running) >= spec.replicas and not old and leaving <= 0:
             update |= {"status": DeploymentStatus.HEALTHY, "message": "", "failures": 0}
-            if info.status is DeploymentStatus.UPDATING:
-                update["status_trigger"] = StatusTrigger.CONFIG_UPDATE_COMPLETED
+            update["status_trigger"] = _COMPLETED.get(info.status, info.status_trigger)
         elif info.started and info.status in (DeploymentStatus.HEALTHY, DeploymentStatus.UNHEALTHY):
             update |= {"status": DeploymentStatus.UNHEALTHY, "status_trigger": StatusTrigger.HEALTH_CHECK_FAILED}
+        elif leaving > 0:
+            update["message"] = f"{leaving} replicas are leaving."
         elif not reason:
             update["message"] = f"{len(running)} of {spec.replicas} replicas are running."
         return info.model_copy(update=update)
 
     # What is there
 
-    def _assigned_to(self, spec: DeploymentSpec, version: str | None = None) -> list[Assignment]:
-        return [
-            a
-            for a in self.assigned.values()
-            if (a.app, a.deployment) == (spec.app, spec.name) and version in (None, a.version)
+    def _assigned_to(self, spec: DeploymentSpec) -> list[Assignment]:
+        return [a for a in self.assigned.values() if (a.app, a.deployment) == (spec.app, spec.name)]
+
+    def _current(self, spec: DeploymentSpec) -> list[Assignment]:
+        """Replicas of the wanted version; those of a node that drains are on their way out."""
+        nodes = self.observed.nodes
+        return [a for a in self._assigned_to(spec) if a.version == spec.version and not nodes[a.node_id].draining]
+
+    def _old(self, spec: DeploymentSpec) -> list[Assignment]:
+        """Replicas of other versions, which serve until the new ones do."""
+        return [a for a in self._assigned_to(spec) if a.version != spec.version]
+
+    def _occupied(self) -> list[Assignment]:
+        """Places that are taken: by what is assigned, and by what has not left yet."""
+        leaving = [
+            Assignment(**r.model_dump(include=set(Assignment.model_fields)))
+            for r in self.observed.replicas.values()
+            if r.replica_id not in self.assigned and r.state not in _GONE
         ]
+        return [*self.assigned.values(), *leaving]
 
     def _state(self, replica_id: str) -> ReplicaState:
         record = self.observed.replicas.get(replica_id)
@@ -290,15 +319,30 @@ class _Turn:
 
 
 _NOTHING = ApplicationStatusInfo(status=ApplicationStatus.NOT_STARTED)
+_COMPLETED = {
+    DeploymentStatus.UPDATING: StatusTrigger.CONFIG_UPDATE_COMPLETED,
+    DeploymentStatus.UPSCALING: StatusTrigger.UPSCALE_COMPLETED,
+    DeploymentStatus.DOWNSCALING: StatusTrigger.DOWNSCALE_COMPLETED,
+    DeploymentStatus.UNHEALTHY: StatusTrigger.UNSPECIFIED,
+}
+_DEPLOYING = frozenset({DeploymentStatus.UPDATING, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING})
 
 
 def _fresh(spec: DeploymentSpec, before: DeploymentStatusInfo | None) -> DeploymentStatusInfo:
     """The status at the beginning of a deploy."""
+    has_run = before is not None and before.started and before.version == spec.version
+    status = DeploymentStatus.UPDATING
+    if has_run and before is not None and before.status_trigger is not StatusTrigger.DELETING:
+        if spec.replicas > before.replicas:
+            status = DeploymentStatus.UPSCALING
+        elif spec.replicas < before.replicas:
+            status = DeploymentStatus.DOWNSCALING
     return DeploymentStatusInfo(
-        status=DeploymentStatus.UPDATING,
+        status=status,
         status_trigger=StatusTrigger.CONFIG_UPDATE_STARTED,
         version=spec.version,
-        started=before is not None and before.started and before.version == spec.version,
+        replicas=spec.replicas,
+        started=has_run,
     )
 
 
@@ -308,14 +352,16 @@ def _has_failed(spec: DeploymentSpec, info: DeploymentStatusInfo) -> bool:
     return not info.started and info.failures >= allowed > 0
 
 
-def _summary(app: AppSpec, infos: dict[str, DeploymentStatusInfo]) -> ApplicationStatusInfo:
-    """The application's status, from its deployments'."""
+def _summary(
+    app: AppSpec, infos: dict[str, DeploymentStatusInfo], closing: dict[str, DeploymentStatusInfo]
+) -> ApplicationStatusInfo:
+    """The application's status, from those of the deployments that it wants."""
     states = {info.status for info in infos.values()}
     if DeploymentStatus.DEPLOY_FAILED in states:
         status = ApplicationStatus.DEPLOY_FAILED
     elif DeploymentStatus.UNHEALTHY in states:
         status = ApplicationStatus.UNHEALTHY
-    elif DeploymentStatus.UPDATING in states:
+    elif states & _DEPLOYING:
         status = ApplicationStatus.DEPLOYING
     else:
         status = ApplicationStatus.RUNNING
@@ -325,5 +371,5 @@ def _summary(app: AppSpec, infos: dict[str, DeploymentStatusInfo]) -> Applicatio
         message="\n".join(messages),
         last_deployed_time_s=app.deployed_at_s,
         deploy_id=app.deploy_id,
-        deployments=infos,
+        deployments=infos | closing,
     )

@@ -123,9 +123,9 @@ class Agent:
             return
         if spec is None or spec.version != assignment.version:
             return  # changed since: the leader will take this assignment back
-        child = Child(assignment, spec, on_state=self._show, on_exit=self._after)
-        self._children[assignment.replica_id] = child
         await self.state.renew([self._lease(assignment)])
+        child = Child(assignment, spec, on_state=self._show, on_exit=self._after)
+        self._children[assignment.replica_id] = child  # after all that may fail: what stands here counts as started
         try:
             await child.start(self._settings)
         except OSError as error:

@@ -14,6 +14,7 @@ import traceback
 from typing import Any
 
 from qserve import logs, loops
+from qserve.client import portal
 from qserve.config import Settings
 from qserve.context import ReplicaContext, set_replica_context
 from qserve.replica.load import Servable, build
@@ -128,6 +129,7 @@ if __name__ == "__main__":
     chosen = Settings.from_env()
     logs.configure(chosen)
     code = loops.run(main(int(sys.argv[1])), chosen)
+    portal.use(None)  # calls that user threads have just made leave first
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # user threads must not hold the process, and __del__ has run

@@ -146,10 +146,16 @@ class Server:
     async def _resume(self, pipe: Pipe) -> None:
         """On a new connection: entries that were given to us, but whose delivery we never saw, are ours to run."""
         for stream in (self.keys.front, self.keys.calls):
-            entries = await store.pending(pipe, stream, self.replica_id, self._slots)
-            held = self._running.keys() | self._parked.keys() | self._replies.entry_ids()
-            held |= {job.entry.entry_id for job in self._ready}
+            # Asked before and after: what is answered in between stands in the reply, but is not ours to run again.
+            held = self._held()
+            entries = await store.all_pending(pipe, stream, self.replica_id)
+            held |= self._held()
             self._accept([entry for entry in entries if entry.entry_id not in held])
+
+    def _held(self) -> set[bytes]:
+        """The entries that we know to be ours."""
+        waiting = {job.entry.entry_id for job in self._ready}
+        return waiting | self._running.keys() | self._parked.keys() | self._replies.entry_ids()
 
     # Inputs that are other calls' results
 

@@ -112,7 +112,7 @@ def _entry(stream: str, entry_id: bytes, fields: Sequence[bytes]) -> Entry:
 
 
 def _attempt(text: bytes) -> int:
-    """An attempt's number. Anybody who reaches Redis may have written it: what is no small number counts as the first."""
+    """An attempt's number. Anybody who reaches Redis may have written it: what is no small number counts as 1."""
     return int(text) if text.isdigit() and len(text) < 10 else 1
 
 

@@ -24,6 +24,14 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 # Answers that say "not here, not now": leave the connection, resolve the address again, go on.
 _MOVED = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED", "CLUSTERDOWN", "TRYAGAIN", "MISCONF")
 CONNECT_TIMEOUT_S = 5.0
+_UNREADABLE = (
+    "the port and the number of the database must be numbers, and in a user or a password all that is no letter or "
+    "digit must be percent-encoded (%40 for @, %2F for /)."
+)
+
+
+class _NoService(ValueError):
+    """A Sentinel URL without the name of a service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,8 @@ class Endpoint:
         if self.sentinels:
             hosts = ",".join(f"{host}:{port}" for host, port in self.sentinels)
             return f"redis+sentinel://{user}{hosts}/{self.service}/{self.db}"
-        return f"{'rediss' if self.tls else 'redis'}://{user}{self.host}:{self.port}/{self.db}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{user}{host}:{self.port}/{self.db}"
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """TLS with hostname check, by the URL's `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`; None without TLS."""
@@ -77,7 +86,9 @@ def parse_url(url: str) -> Endpoint:
         if parts.scheme == "redis+sentinel":
             return _sentinel(parts, query)
     except ValueError as error:
-        raise SettingsError(f"The Redis URL {_masked(url)!r} cannot be read: {error}") from error
+        # Neither the text nor the error itself is passed on: they quote the URL, and with it parts of the password.
+        reason = error if isinstance(error, _NoService) else _UNREADABLE
+        raise SettingsError(f"The Redis URL {_masked(url)!r} cannot be read: {reason}") from None
     raise SettingsError(
         f"The Redis URL {_masked(url)!r} has the scheme {parts.scheme!r}. Use redis://host:6379/0, rediss:// for TLS, "
         "unix:///path/to.sock, or redis+sentinel://host:26379/mymaster/0."
@@ -86,8 +97,8 @@ def parse_url(url: str) -> Endpoint:
 
 def _credentials(parts: SplitResult, query: dict[str, str]) -> dict[str, Any]:
     return {
-        "username": unquote(parts.username or query.get("username", "")),
-        "password": unquote(parts.password or query.get("password", "")),
+        "username": unquote(parts.username or "") or query.get("username", ""),
+        "password": unquote(parts.password or "") or query.get("password", ""),
         "db": int(query.get("db") or 0),
     }
 
@@ -112,13 +123,19 @@ def _sentinel(parts: SplitResult, query: dict[str, str]) -> Endpoint:
     service, _, number = parts.path.strip("/").partition("/")
     known["db"] = int(number or 0)
     if not service:
-        raise ValueError("it names no service: redis+sentinel://host:26379/mymaster/0")
+        raise _NoService("it names no service: redis+sentinel://host:26379/mymaster/0")
     return Endpoint(sentinels=tuple((host, int(port)) for host, _, port in pairs), service=service, **known)
 
 
 def _masked(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.rpartition(':')[0]}:***@{tail}" if at else url
+    """The URL without its credentials, also where they are not written as they should be."""
+    scheme, mark, rest = url.partition("://")
+    if not mark or "@" in scheme:
+        scheme, mark, rest = "", "", url
+    if "password=" in rest:
+        return f"{scheme}{mark}***"
+    _, at, place = rest.rpartition("@")
+    return f"{scheme}{mark}***@{place}" if at else url
 
 
 def endpoint_of(settings: Settings) -> Endpoint:
@@ -176,7 +193,7 @@ async def open_transport(endpoint: Endpoint, factory: Any) -> Any:
             if target.path:
                 return await loop.create_unix_connection(factory, target.path)
             return await loop.create_connection(factory, target.host, target.port, ssl=target.ssl_context())
-    except (OSError, TimeoutError, ssl.SSLError) as error:
+    except (OSError, TimeoutError, UnicodeError) as error:  # UnicodeError: no such name can be a host's
         raise unavailable(endpoint, error) from error
 
 

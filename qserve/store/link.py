@@ -53,7 +53,9 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect, in the background. Safe to call twice."""
-        if self._task is None and self.pipe is None and not self._closed:
+        # An event loop that ends cancels all tasks first, and may still have calls to send.
+        trying = self._task is not None and not self._task.done()
+        if not trying and self.pipe is None and not self._closed:
             self._task = asyncio.get_running_loop().create_task(self._connect(), name=f"{self._name}-connect")
 
     async def ready(self, timeout_s: float = 5.0) -> Pipe:
@@ -97,12 +99,6 @@ class Link:
             pipe.close()
 
     async def _connect(self) -> None:
-        try:
-            await self._try_until_open()
-        finally:
-            self._task = None
-
-    async def _try_until_open(self) -> None:
         wait_s, warn_after_s = _FIRST_WAIT_S, _WARN_AFTER_S
         began_at = asyncio.get_running_loop().time()
         while not self._closed:
@@ -119,6 +115,7 @@ class Link:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
             else:
                 break
+        self._task = None
 
     async def _open(self) -> None:
         lost: list[TransportError] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -108,9 +109,11 @@ class ClusterState:
     async def renew(self, names: Sequence[str]) -> bool:
         """Renew leases, all in one write. Returns whether the first of them had not lapsed."""
         pipe = await self.link.ready()
-        steps = [pipe.call("SET", name, "1", "PX", LEASE_MS, "GET") for name in names]
-        before = [await step for step in steps]
-        return before[0] is not None
+        # Not SET for all: a server that is out of memory refuses it, and would see all its workers lapse.
+        held = await asyncio.gather(*(pipe.call("PEXPIRE", name, LEASE_MS) for name in names))
+        lapsed = [name for name, was_held in zip(names, held, strict=True) if not was_held]
+        await asyncio.gather(*(pipe.call("SET", name, "1", "PX", LEASE_MS) for name in lapsed))
+        return bool(held[0])
 
     async def assignments(self, node_id: str) -> dict[str, Assignment]:
         """What the leader wants this node to host."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from struct import Struct
 from typing import Any, SupportsIndex
 
+from qserve import errors
 from qserve.errors import PayloadTooLarge, QserveError, RemoteError, RemoteTraceback, SerializationError
 from qserve.wire.messages import FLAG_BUFFERS, Outcome, Reply, Serializer
 
@@ -127,7 +128,7 @@ def rebuild_error(reply: Reply) -> BaseException:
     error = _original(blob)
     text = str(facts["traceback"])
     if error is None:
-        error = RemoteError(f"{facts['type']}: {facts['message']}", facts["type"], text)
+        error = _by_name(facts) or RemoteError(f"{facts['type']}: {facts['message']}", facts["type"], text)
     if text:
         _set(error, "__cause__", RemoteTraceback(text))
         _set(error, "__notes__", [*getattr(error, "__notes__", ()), f"{_NOTE}{text}"])
@@ -201,6 +202,15 @@ class _Apart:
 
 def _apart(value: Any) -> Any:
     return _Apart(value) if type(value) is bytes and len(value) >= _APART_BYTES else value
+
+
+def _by_name(facts: Mapping[str, str]) -> QserveError | None:
+    """An error of our own, of which JSON carries the class's name and the text; None for any other."""
+    module, _, name = facts["type"].rpartition(".")
+    kind = getattr(errors, name, None) if module == errors.__name__ else None
+    if not isinstance(kind, type) or not issubclass(kind, QserveError) or "__init__" in vars(kind):
+        return None
+    return kind(facts["message"])
 
 
 def _dump_json(value: Any) -> bytes:

@@ -48,7 +48,8 @@ def run() -> Iterator[Run]:
     """The demo, run once, without a terminal."""
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
         done = subprocess.run(DEMO, env=environment(folder), capture_output=True, text=True, timeout=50, check=False)
-        yield Run(done.returncode, done.stdout, done.stderr, living(folder), os.listdir(folder))
+        left = [path.name for path in Path(folder).iterdir()]
+        yield Run(done.returncode, done.stdout, done.stderr, living(folder), left)
 
 
 @pytest.fixture
@@ -59,13 +60,13 @@ def folder() -> Iterator[str]:
 
 
 def environment(folder: str) -> dict[str, str]:
-    """A newcomer's: no setting of ours, and a temporary folder that names every process which the demo starts."""
+    """A temporary folder that names every process which the demo starts, and a cluster that it must not touch."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("QSERVE_")}
-    return {**env, "TMPDIR": folder}
+    return {**env, "TMPDIR": folder, "QSERVE_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
 def living(folder: str) -> list[str]:
-    """The command lines of all processes that were started with this temporary folder; they lead sessions of their own."""
+    """Command lines of all processes that have this temporary folder: whatever started them, and in any session."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -118,7 +119,8 @@ def test_ctrl_c_ends_the_demo_cleanly(folder, moment):
     with subprocess.Popen(
         DEMO, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as demo:
-        assert demo.stdout and demo.stderr
+        assert demo.stdout
+        assert demo.stderr
         if moment == "starting":
             eventually(lambda: len(living(folder)) > 2, what="the demo has started processes")
         else:

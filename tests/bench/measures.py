@@ -110,6 +110,7 @@ async def idle(bench: Bench) -> Figures:
         made = difference(counts, bench.counts())
         bench.notes["idle_commands"] = {name: float(count) for name, count in made.items()}
         figures["idle_commands_per_s"] = sum(made.values()) / elapsed
+        figures["idle_commands_per_process_s"] = figures["idle_commands_per_s"] / len(cost)
         figures["idle_server_cpu_pct"] = server
     return figures
 

@@ -1,0 +1,83 @@
+"""`qserve`: the commands in the order of its help, and what an error becomes."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import click
+
+from qserve.cli.calling import call, delete, shutdown
+from qserve.cli.hosting import autoscaler, broker, worker
+from qserve.cli.looking import doctor, status
+from qserve.cli.options import cluster_options
+from qserve.cli.running import run
+from qserve.cli.shell import completion, secret
+from qserve.cli.stopping import Stopped
+from qserve.config import VERSION
+from qserve.doors import INTERNAL, exit_code
+from qserve.errors import QserveError, RemoteError
+
+_INTERRUPTED = 130
+
+
+class Root(click.Group):
+    """Ends with one message and an exit code when a person can mend the error; else with a traceback."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except QserveError as error:
+            click.echo(f"Error: {_message(error)}", err=True)
+            code = exit_code(error)
+        except Stopped as stopped:
+            code = stopped.exit_code
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:  # noqa: BLE001 (whatever it is, the exit code says that it is ours)
+            traceback.print_exc()
+            code = INTERNAL
+        context.exit(code)
+
+
+def _message(error: QserveError) -> str:
+    if isinstance(error, RemoteError) and error.traceback_str:
+        return f"{error}\n\n{error.traceback_str}".rstrip()
+    return str(error)
+
+
+@click.group(cls=Root, params=cluster_options(hidden=False), context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="qserve")
+def qserve() -> None:
+    """Ray Serve's handle API on nothing but Redis or Valkey.
+
+    \b
+    Try it, with nothing installed but Python:
+      qserve run my_app:app                        serve an application until Ctrl-C
+
+    \b
+    On hosts of your own, each with QSERVE_REDIS_URL and QSERVE_SECRET_KEY set:
+      qserve worker                                host replicas
+      qserve autoscaler                            decide what runs where; two for safety
+      qserve run my_app:app                        deploy
+      qserve call default.Greeter.say_hi '["you"]'
+      qserve doctor                                say what is missing
+
+    The options below may also stand behind the command, and go before the environment's QSERVE_* variables.
+
+    \b
+    Exit codes:
+      0 ok                 3 timed out                        75 try again
+      1 failed             69 Redis or a worker is not there  77 signature refused
+      2 wrong usage, or    70 a bug of qserve                 78 wrong settings
+        no such name                                          130, 143 by a signal
+    """
+
+
+for _command in (run, status, call, delete, shutdown, doctor, worker, autoscaler, broker, secret, completion):
+    qserve.add_command(_command)
