@@ -16,7 +16,15 @@ from qserve.client import portal
 from qserve.client.handle import DeploymentHandle
 from qserve.context import get_replica_context, in_replica
 from qserve.deployment import Application
-from qserve.errors import ApplicationNotFound, DeployFailed, DeploymentNotFound, DeployTimeout, QserveError, SettingsError, UsageError
+from qserve.errors import (
+    ApplicationNotFound,
+    DeployFailed,
+    DeploymentNotFound,
+    DeployTimeout,
+    QserveError,
+    SettingsError,
+    UsageError,
+)
 from qserve.local import LocalCluster
 from qserve.spec import ApplicationStatus, ApplicationStatusInfo, AppSpec, ServeStatus
 from qserve.store import calls, replies
@@ -166,7 +174,7 @@ def _refuse_while_loading() -> None:
 
 def _check_app_name(name: str) -> None:
     if not isinstance(name, str) or not name or set(name) & set(".#:{}~ \n\t/"):
-        raise QserveError(f"The application name {name!r} is empty, or holds one of '.#:{{}}~/' or a space.")
+        raise UsageError(f"The application name {name!r} is empty, or holds one of '.#:{{}}~/' or a space.")
 
 
 def _check_route_prefix(prefix: str | None) -> None:

@@ -247,7 +247,7 @@ class Settings:
         return env
 
     def shell_exports(self, *, with_secrets: bool) -> str:
-        """Lines that turn a shell to this cluster. With the secrets they are for a file that only its owner can read."""
+        """Lines that turn a shell to this cluster; with the secrets, for a file that only its owner can read."""
         chosen = {"QSERVE_REDIS_URL": self.redis_url or "", "QSERVE_NAMESPACE": self.namespace}
         if with_secrets:
             chosen["QSERVE_SECRET_KEY"] = ",".join(key.decode() for key in self.secrets)

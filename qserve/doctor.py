@@ -1,4 +1,4 @@
-"""Looks a cluster over and says what keeps it from working, with the mend of each. Reads only; needs nothing but Redis."""
+"""Looks a cluster over and says what keeps it from working, with the mend of each. Reads only."""
 
 from __future__ import annotations
 
@@ -73,13 +73,16 @@ async def examine(settings: Settings) -> list[Check]:
         endpoint = parse_url(settings.redis_url)
     except SettingsError as error:
         return [Check("url", Verdict.FAIL, str(error), "Correct QSERVE_REDIS_URL.")]
-    checks = [Check("url", Verdict.OK, f"{endpoint}, namespace {settings.namespace!r}."), judge_secret(settings, endpoint)]
+    checks = [
+        Check("url", Verdict.OK, f"{endpoint}, namespace {settings.namespace!r}."),
+        judge_secret(settings, endpoint),
+    ]
     link = Link(endpoint, "qserve-doctor")
     try:
         async for check in _examine_server(link, settings):
-            checks.append(check)
+            checks.append(check)  # noqa: PERF401 (what was found before Redis went away is kept)
     except TransportError as error:  # the mend is in its message
-        checks.append(Check("reachable", Verdict.FAIL, str(error)))
+        checks.append(Check("redis", Verdict.FAIL, str(error).removesuffix(" `qserve doctor` looks closer.")))
     finally:
         await link.close()
     return checks
@@ -89,7 +92,7 @@ async def _examine_server(link: Link, settings: Settings) -> AsyncIterator[Check
     began_at = time.monotonic()
     pipe = await link.ready(_CONNECT_TIMEOUT_S)
     await pipe.call("PING")
-    yield Check("reachable", Verdict.OK, f"It answers; connecting took {1000 * (time.monotonic() - began_at):.0f} ms.")
+    yield Check("redis", Verdict.OK, f"It answers; connecting took {1000 * (time.monotonic() - began_at):.0f} ms.")
     try:
         facts = read_info(await link.call("INFO"))
     except BrokerRefused as error:
@@ -115,12 +118,17 @@ async def _clock_ahead_s(link: Link) -> float:
 
 
 async def _examine_signatures(state: ClusterState) -> Check:
+    """Whether this process has the cluster's secret, and whoever deployed had it."""
+    mend = "Give every process of this namespace the same QSERVE_SECRET_KEY."
     try:
-        apps = await state.wanted()
+        await state.check_seal()
     except SignatureError as error:
-        mend = "Give every process of this namespace the same QSERVE_SECRET_KEY, then deploy again."
-        return Check("signatures", Verdict.FAIL, f"An application was deployed with another key. {error}", mend)
-    return Check("signatures", Verdict.OK, f"This process can read all applications: {len(apps)}.")
+        return Check("signatures", Verdict.FAIL, str(error), mend)
+    deployed = {key.decode(errors="replace") for key in await state.link.call("HKEYS", state.keys.apps)}
+    if strange := deployed - (await state.wanted()).keys():
+        finding = f"Deployed with another key, and not served: {', '.join(sorted(strange))}."
+        return Check("signatures", Verdict.FAIL, finding, f"{mend} Then deploy again.")
+    return Check("signatures", Verdict.OK, "This process has the cluster's key.")
 
 
 async def _queues(state: ClusterState) -> AsyncIterator[Queue]:
@@ -202,13 +210,11 @@ def judge_eviction(facts: dict[str, str]) -> Check:
     policy = facts.get("maxmemory_policy", "unknown")
     if policy == "noeviction":
         return Check("eviction", Verdict.OK, "maxmemory-policy is noeviction.")
-    is_bounded = facts.get("maxmemory", "0") != "0"
-    finding = f"maxmemory-policy is {policy}: " + (
-        "calls and replies are dropped when memory is full." if is_bounded else "no maxmemory is set, so nothing is evicted."
-    )
-    return Check(
-        "eviction", Verdict.FAIL if is_bounded else Verdict.WARN, finding, "Set `maxmemory-policy noeviction`."
-    )
+    mend = "Set `maxmemory-policy noeviction`."
+    if facts.get("maxmemory", "0") == "0":
+        return Check("eviction", Verdict.WARN, f"maxmemory-policy is {policy}, idle because maxmemory is 0.", mend)
+    finding = f"maxmemory-policy is {policy}: calls and replies are dropped when memory is full."
+    return Check("eviction", Verdict.FAIL, finding, mend)
 
 
 def judge_clock(ahead_s: float) -> Check:
@@ -222,7 +228,8 @@ def judge_clock(ahead_s: float) -> Check:
 def judge_leader(holder: str | None) -> Check:
     """Without one nothing is deployed or replaced; calls to running replicas go on."""
     if holder is None:
-        return Check("autoscaler", Verdict.FAIL, "None leads: nothing is started or replaced.", "Run `qserve autoscaler`.")
+        finding = "None leads: nothing is started or replaced."
+        return Check("autoscaler", Verdict.FAIL, finding, "Run `qserve autoscaler`.")
     term, _, name = holder.partition(":")
     return Check("autoscaler", Verdict.OK, f"{name} leads, in term {term}.")
 

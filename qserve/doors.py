@@ -13,43 +13,34 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from qserve import logs, loops
+from qserve import errors, logs, loops
 from qserve.config import Settings
-from qserve.errors import (
-    ApplicationNotFound,
-    BackPressureError,
-    BrokerInUse,
-    CallRejected,
-    DeploymentNotFound,
-    DeploymentUnavailableError,
-    DeployTimeout,
-    MethodNotFound,
-    QserveError,
-    ResultTimeout,
-    SecretRequired,
-    SettingsError,
-    SignatureError,
-    TransportError,
-)
+from qserve.errors import QserveError
 
 OWNED = "--owned"
+# What an owner writes to our stdin to have us leave in order.
+LEAVE = b"leave"
+# Shorter than the broker's own grace (store/guard.py): what is nearly done can still be stored.
+_ORPHAN_GRACE_S = 2.0
 # Those of sysexits.h from 64 on. An error that is not listed has the code of the nearest of its classes that is.
 INTERNAL = 70
 _EXIT_CODES: dict[type, int] = {
-    QserveError: 1,
-    ApplicationNotFound: 2,
-    DeploymentNotFound: 2,
-    MethodNotFound: 2,
-    ResultTimeout: 3,
-    DeployTimeout: 3,
-    TransportError: 69,
-    DeploymentUnavailableError: 69,
-    BackPressureError: 75,
-    BrokerInUse: 75,
-    SignatureError: 77,
-    CallRejected: 77,
-    SettingsError: 78,
-    SecretRequired: 78,
+    errors.QserveError: 1,
+    errors.SerializationError: 1,
+    errors.PayloadTooLarge: 1,
+    errors.MissingExtra: 1,
+    errors.UsageError: 2,
+    errors.ResultTimeout: 3,
+    errors.DeployTimeout: 3,
+    errors.TransportError: 69,
+    errors.DeploymentUnavailableError: 69,
+    errors.BackPressureError: 75,
+    errors.BrokerInUse: 75,
+    errors.BrokerDenied: 77,
+    errors.SignatureError: 77,
+    errors.CallRejected: 77,
+    errors.SettingsError: 78,
+    errors.SecretRequired: 78,
 }
 
 
@@ -99,7 +90,10 @@ async def keep_running(
 
 
 def _owner_spoke(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """End of file on stdin: the owner is gone, or has closed it to have us leave."""
-    if not os.read(sys.stdin.fileno(), 1):
-        loop.remove_reader(sys.stdin.fileno())
+    """The owner wants us to leave, or is gone (end of file): then nobody waits for what still runs."""
+    if os.read(sys.stdin.fileno(), 16):
         stop()
+        return
+    loop.remove_reader(sys.stdin.fileno())
+    stop()
+    loop.call_later(_ORPHAN_GRACE_S, stop)

@@ -27,6 +27,7 @@
     `-- TransportError                page someone
         |-- BrokerUnavailable         (ConnectionError) Redis cannot be reached
         |-- BrokerRefused             Redis answered with an error
+        |   `-- BrokerDenied          wrong password, or a user without permission
         |-- BrokerBinaryMissing       no server binary for the embedded broker
         `-- SignatureError            bytes in Redis that do not carry a valid signature
 
@@ -193,6 +194,10 @@ class BrokerUnavailable(TransportError, ConnectionError):
 
 class BrokerRefused(TransportError):
     """Redis answered with an error: out of memory, no permission, wrong type."""
+
+
+class BrokerDenied(BrokerRefused):
+    """Redis does not know this user or password, or does not let the user do this."""
 
 
 class BrokerBinaryMissing(TransportError):

@@ -151,7 +151,7 @@ def _built_by(blob: bytes) -> bytes:
             memo.append(stack[-1] if last in _CONSTANTS else _digest(b"memo", _text(next(numbers))))
         elif opcode.name in ("BINGET", "LONG_BINGET"):
             stack.append(memo[int(str(argument))])
-        elif opcode.name == "POP":  # what a call has done to an object, such as a class body filled in: the result is None
+        elif opcode.name == "POP":  # what a call did to an object, such as to fill in a class body: its result is None
             done.append(stack.pop())
         elif opcode.name != "STOP":
             _step(stack, marks, opcode, _text(argument))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from qserve.config import Settings
-from qserve.doors import OWNED
+from qserve.doors import LEAVE, OWNED
 from qserve.store.embedded import EmbeddedBroker, ephemeral_secret, private_folder
 
 _LEAVE_TIMEOUT_S = 30.0
@@ -46,8 +47,7 @@ class LocalCluster:
             return
         children, self._children = self._children, []
         for child in children:
-            if child.stdin is not None:
-                child.stdin.close()
+            _ask_to_leave(child)
         try:
             for child in children:
                 child.wait(0 if at_once else _LEAVE_TIMEOUT_S)
@@ -58,13 +58,15 @@ class LocalCluster:
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
         finally:
+            for child in children:
+                _close_stdin(child)
             self._broker.stop()
 
     def write_env_file(self) -> Path:
         """A file in the cluster's folder, for its owner only, that turns another terminal to this cluster."""
         path = self._broker.folder / "env"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(self.settings.shell_exports(with_secrets=True))
         return path
 
@@ -82,5 +84,17 @@ class LocalCluster:
         self._broker.let_go()
         children, self._children = self._children, []
         for child in children:
-            if child.stdin is not None:
-                child.stdin.close()
+            _close_stdin(child)
+
+
+def _ask_to_leave(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdin is not None
+    with suppress(BrokenPipeError):  # it has left already
+        child.stdin.write(LEAVE)
+        child.stdin.flush()
+
+
+def _close_stdin(child: subprocess.Popen[bytes]) -> None:
+    assert child.stdin is not None
+    with suppress(BrokenPipeError):  # what it was asked was not read
+        child.stdin.close()

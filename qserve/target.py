@@ -27,7 +27,7 @@ def load(path: str, arguments: Mapping[str, str]) -> Application:
             raise UsageError(f"{path!r} is an Application already: it takes no arguments, and got {dict(arguments)}.")
         return found
     if isinstance(found, Deployment):
-        raise UsageError(f"{path!r} is a Deployment: bind it to its arguments first, as in `app = {found.name}.bind()`.")
+        raise UsageError(f"{path!r} is a Deployment: bind it to its arguments, as in `app = {found.name}.bind()`.")
     if not inspect.isfunction(found):
         raise UsageError(
             f"{path!r} is a {type(found).__qualname__}. Name an Application (`app = Model.bind()`), or a function that "

@@ -12,7 +12,14 @@ from qserve import api
 from qserve.cli.options import Command, timeout_option, use_cluster
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "qserve call default.Greeter.say_hi '[\"world\"]'",
+        'qserve call default.Adder \'{"left": 1, "right": 2}\'',
+        'qserve call shop.Search.find \'[{"text": "shoes"}]\' --timeout-s 5',
+    ),
+)
 @click.argument("path", metavar="APP.DEPLOYMENT[.METHOD]")
 @click.argument("arguments", default="[]", metavar="[JSON]")
 @timeout_option(60.0, "How long to wait for the reply; the call itself goes on.")
@@ -20,12 +27,6 @@ def call(path: str, arguments: str, timeout_s: float) -> None:
     """Call a deployment and print its result as JSON.
 
     A JSON list holds positional arguments, an object keyword arguments.
-
-    \b
-    Examples:
-      qserve call default.Greeter.say_hi '["world"]'
-      qserve call default.Adder '{"left": 1, "right": 2}'
-      qserve call shop.Search.find '[{"text": "shoes"}]' --timeout-s 5
     """
     args, kwargs = _arguments(arguments)
     if "." not in path.strip("."):
@@ -36,34 +37,31 @@ def call(path: str, arguments: str, timeout_s: float) -> None:
     click.echo(json.dumps(result, ensure_ascii=False))
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=("qserve delete default",),
+)
 @click.argument("app")
 @timeout_option(60.0, "How long to wait until it is gone.")
 def delete(app: str, timeout_s: float) -> None:
     """Take an application down.
 
     Running calls finish, waiting ones are refused.
-
-    \b
-    Example:
-      qserve delete default
     """
     use_cluster()
     api.status(app)
     api.delete(app, timeout_s=timeout_s)
-    click.echo(f"Application {app!r} is deleted.{_rest({app})}")
+    _report({app})
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=("qserve shutdown --yes",),
+)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @timeout_option(60.0, "How long to wait until they are gone.")
 def shutdown(*, yes: bool, timeout_s: float) -> None:
-    """Take all applications of the namespace down. Workers and autoscalers go on, idle.
-
-    \b
-    Example:
-      qserve shutdown --yes
-    """
+    """Take all applications of the namespace down. Workers and autoscalers go on, idle."""
     settings = use_cluster()
     apps = set(api.status().applications)
     if not apps:
@@ -74,7 +72,7 @@ def shutdown(*, yes: bool, timeout_s: float) -> None:
     if not yes:
         click.confirm(f"Delete {', '.join(sorted(apps))} of namespace {settings.namespace!r}?", abort=True)
     api.shutdown(timeout_s=timeout_s)
-    click.echo(f"Deleted: {', '.join(sorted(apps))}.{_rest(apps)}")
+    _report(apps)
 
 
 def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
@@ -89,8 +87,9 @@ def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     raise click.UsageError(f"The arguments are a JSON list or object; write '[{text}]' for one argument.")
 
 
-def _rest(apps: set[str]) -> str:
-    """What is still to be said when nobody carries a deletion out."""
-    if apps & api.status().applications.keys():
-        return " Their replicas go on until an autoscaler runs: start `qserve autoscaler`."
-    return ""
+def _report(apps: set[str]) -> None:
+    left = apps & api.status().applications.keys()
+    if left:
+        click.echo(f"Not wanted any more: {', '.join(sorted(left))}. They go on until a `qserve autoscaler` runs.")
+    else:
+        click.echo(f"Deleted: {', '.join(sorted(apps))}.")

@@ -10,7 +10,14 @@ from qserve.errors import BrokerUnavailable
 from qserve.store.embedded import EmbeddedBroker, shared_folder
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "qserve worker",
+        "qserve worker --num-cpus 4 --resource gpu_slots=2 --label zone=eu",
+        "qserve worker --deployments chat.Embedder,images",
+    ),
+)
 @click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="CPUs to offer; else all of the host's.")
 @click.option("--resource", "resources", multiple=True, metavar="NAME=N", help="Something else to offer; repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="What replicas may ask for; repeatable.")
@@ -25,14 +32,9 @@ def worker(
 ) -> None:
     """Host replicas on this machine.
 
-    One worker runs on every host that offers capacity. TERM or Ctrl-C lets running calls finish and hands the rest to others; a second one ends at once. Deployed code is
-    imported here: start it where the modules of your applications are, in this folder or installed.
-
-    \b
-    Examples:
-      qserve worker
-      qserve worker --num-cpus 4 --resource gpu_slots=2 --label zone=eu
-      qserve worker --deployments chat.Embedder,images
+    One worker runs on every host that offers capacity. TERM or Ctrl-C lets running calls finish and hands the rest to
+    others; a second one ends at once. Deployed code is imported here: start it where the modules of your applications
+    are, in this folder or installed.
     """
     from qserve.node.door import run_worker
     from qserve.node.resources import describe, offered
@@ -46,16 +48,15 @@ def worker(
     context.exit(run_worker(settings, record))
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=("qserve autoscaler",),
+)
 @click.pass_context
 def autoscaler(context: click.Context) -> None:
     """Decide which worker runs which replicas.
 
     Start two or three: one leads, the others take over when it dies.
-
-    \b
-    Example:
-      qserve autoscaler
     """
     from qserve.controller.door import run_autoscaler
 
@@ -67,17 +68,18 @@ def broker() -> None:
     """A server for this host, with nothing to install."""
 
 
-@broker.command(name="run", cls=Command)
+@broker.command(
+    name="run",
+    cls=Command,
+    examples=(
+        "qserve broker run --data-dir ~/qserve-data",
+        "export QSERVE_REDIS_URL=unix:///home/me/qserve-data/q.sock   # it prints this line",
+        "qserve worker                                                # in another terminal",
+    ),
+)
 @click.option("--data-dir", metavar="FOLDER", help="Where its data stays; else the user's runtime folder.")
 def run_broker(data_dir: str | None) -> None:
-    """Run a server on a socket that only you can reach, until Ctrl-C. Its data stays for the next start.
-
-    \b
-    Example:
-      qserve broker run --data-dir ~/qserve-data
-      export QSERVE_REDIS_URL=unix:///home/me/qserve-data/q.sock     # it prints this line
-      qserve worker                                                  # in other terminals
-    """
+    """Run a server on a socket that only you can reach, until Ctrl-C. Its data stays for the next start."""
     from qserve.cli import show
 
     settings = use_settings(log_level="INFO", data_dir=data_dir)

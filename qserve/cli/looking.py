@@ -13,7 +13,13 @@ from qserve.spec import ApplicationStatus
 _BROKEN = frozenset({ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY})
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "qserve status",
+        "qserve status --name default --json",
+    ),
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs: what serve.status() returns.")
 @click.option("--name", metavar="APP", help="Only this application.")
 @click.pass_context
@@ -21,11 +27,6 @@ def status(context: click.Context, *, as_json: bool, name: str | None) -> None:
     """Show applications, deployments, queues and workers.
 
     Exits with 1 when an application is DEPLOY_FAILED or UNHEALTHY.
-
-    \b
-    Examples:
-      qserve status
-      qserve status --name default --json
     """
     from qserve.cli import show
 
@@ -38,18 +39,19 @@ def status(context: click.Context, *, as_json: bool, name: str | None) -> None:
     context.exit(int(any(app.status in _BROKEN for app in found.applications.values())))
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "qserve doctor",
+        "qserve doctor --json",
+    ),
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs: every check with its verdict.")
 @click.pass_context
 def doctor(context: click.Context, *, as_json: bool) -> None:
     """Find what keeps a cluster from working, and say the mend.
 
     Changes nothing. Exits with 1 when a check fails.
-
-    \b
-    Examples:
-      qserve doctor
-      qserve doctor --json
     """
     from qserve import doctor as examination
     from qserve.cli import show

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -20,11 +20,23 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 class Command(click.Command):
-    """A command that also takes the options of `qserve` itself, unseen: people type them at either end."""
+    """A command with examples in its help, which takes `qserve`'s own options too: people type them at either end."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += cluster_options(hidden=True)
+        self._examples = examples
+
+    def format_help_text(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(context, formatter)
+        write_lines("Examples", self._examples, formatter)
+
+
+def write_lines(title: str, lines: Sequence[str], formatter: click.HelpFormatter) -> None:
+    """A section of a help text whose lines stay as they are."""
+    with formatter.section(title):
+        for text in lines:
+            formatter.write(f"{'':>{formatter.current_indent}}{text}\n")
 
 
 def cluster_options(*, hidden: bool) -> list[click.Parameter]:
@@ -34,7 +46,7 @@ def cluster_options(*, hidden: bool) -> list[click.Parameter]:
         click.Option(
             ["--redis-url"],
             metavar="URL",
-            help="Redis or Valkey: redis://host:6379/0, rediss://, unix:///path. A password belongs in QSERVE_REDIS_URL.",
+            help="Redis or Valkey: redis://host:6379/0, rediss://, unix:///path. Passwords belong in QSERVE_REDIS_URL.",
             **shared,
         ),
         click.Option(["--namespace"], metavar="NAME", help="Clusters on one Redis are apart by it.", **shared),
@@ -83,6 +95,8 @@ def _remember(context: click.Context, option: click.Parameter, value: Any) -> No
     if not value or option.name is None:
         return
     if option.name == "redis_url" and urlsplit(value).password:
-        click.echo("Every user of this host can read that password in `ps`: put the URL into QSERVE_REDIS_URL.", err=True)
+        click.echo(
+            "All users of this host can read that password in `ps`: put the URL into QSERVE_REDIS_URL.", err=True
+        )
     given = context.meta.setdefault(_GIVEN, {})
     given[option.name] = value.upper() if option.name == "log_level" else value

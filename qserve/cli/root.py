@@ -10,7 +10,7 @@ import click
 from qserve.cli.calling import call, delete, shutdown
 from qserve.cli.hosting import autoscaler, broker, worker
 from qserve.cli.looking import doctor, status
-from qserve.cli.options import cluster_options
+from qserve.cli.options import cluster_options, write_lines
 from qserve.cli.running import run
 from qserve.cli.shell import completion, secret
 from qserve.cli.stopping import Stopped
@@ -19,6 +19,23 @@ from qserve.doors import INTERNAL, exit_code
 from qserve.errors import QserveError, RemoteError
 
 _INTERRUPTED = 130
+_FIRST_STEPS = (
+    "qserve run my_app:app       # serve an application, with nothing installed but Python",
+    "",
+    "export QSERVE_REDIS_URL=redis://host:6379/0 QSERVE_SECRET_KEY=...   # on hosts of your own",
+    "qserve worker               # host replicas; on every host that offers capacity",
+    "qserve autoscaler           # decide what runs where; two for safety",
+    "qserve run my_app:app       # deploy",
+    "qserve doctor               # say what is missing",
+    "qserve call default.Greeter.say_hi '[\"you\"]'",
+)
+_EXIT_CODES = (
+    "0 ok                             70 a bug of qserve",
+    "1 failed                         75 try again",
+    "2 wrong usage, or no such name   77 signature or password refused",
+    "3 timed out                      78 wrong settings",
+    "69 Redis or a worker is missing  130, 143 ended by a signal",
+)
 
 
 class Root(click.Group):
@@ -26,6 +43,13 @@ class Root(click.Group):
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(self.commands)
+
+    def format_help_text(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(context, formatter)
+        write_lines("First steps", _FIRST_STEPS, formatter)
+
+    def format_epilog(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        write_lines("Exit codes", _EXIT_CODES, formatter)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -42,13 +66,14 @@ class Root(click.Group):
         except Exception:  # noqa: BLE001 (whatever it is, the exit code says that it is ours)
             traceback.print_exc()
             code = INTERNAL
-        context.exit(code)
+        return context.exit(code)
 
 
 def _message(error: QserveError) -> str:
+    """The text for stderr: with the traceback of the user's code where that is what failed."""
     if isinstance(error, RemoteError) and error.traceback_str:
         return f"{error}\n\n{error.traceback_str}".rstrip()
-    return str(error)
+    return str(error).rstrip()
 
 
 @click.group(cls=Root, params=cluster_options(hidden=False), context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,26 +81,7 @@ def _message(error: QserveError) -> str:
 def qserve() -> None:
     """Ray Serve's handle API on nothing but Redis or Valkey.
 
-    \b
-    Try it, with nothing installed but Python:
-      qserve run my_app:app                        serve an application until Ctrl-C
-
-    \b
-    On hosts of your own, each with QSERVE_REDIS_URL and QSERVE_SECRET_KEY set:
-      qserve worker                                host replicas
-      qserve autoscaler                            decide what runs where; two for safety
-      qserve run my_app:app                        deploy
-      qserve call default.Greeter.say_hi '["you"]'
-      qserve doctor                                say what is missing
-
     The options below may also stand behind the command, and go before the environment's QSERVE_* variables.
-
-    \b
-    Exit codes:
-      0 ok                 3 timed out                        75 try again
-      1 failed             69 Redis or a worker is not there  77 signature refused
-      2 wrong usage, or    70 a bug of qserve                 78 wrong settings
-        no such name                                          130, 143 by a signal
     """
 
 

@@ -14,7 +14,14 @@ from qserve.cli.stopping import Stopped, stoppable
 from qserve.errors import TransportError, UsageError
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "qserve run hello:app",
+        "qserve run models:build size=large device=cpu",
+        "qserve run hello:app --name greetings --timeout-s 300",
+    ),
+)
 @click.argument("app", metavar="MODULE:APP")
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--name", default=api.DEFAULT_APP, show_default=True, help="One of this name is replaced.")
@@ -26,12 +33,6 @@ def run(app: str, arguments: tuple[str, ...], name: str, route_prefix: str, time
     MODULE:APP is what `.bind()` made, or a function that returns that; such a function may take one dict, the
     KEY=VALUEs. The module is looked for in this folder first. Without QSERVE_REDIS_URL a cluster of its own starts on
     this host, and ends with it.
-
-    \b
-    Examples:
-      qserve run hello:app
-      qserve run models:build size=large device=cpu
-      qserve run hello:app --name greetings --timeout-s 300
     """
     from qserve.cli import show
 
@@ -41,7 +42,7 @@ def run(app: str, arguments: tuple[str, ...], name: str, route_prefix: str, time
         application = target.load(app, _pairs(arguments))
         was_there = not is_embedded and name in api.status().applications
         try:
-            with show.Progress(name) as progress:
+            with show.Progress(name, is_embedded=is_embedded) as progress:
                 handle = api.run(
                     application, name=name, route_prefix=route_prefix, timeout_s=timeout_s, on_progress=progress
                 )
@@ -55,7 +56,7 @@ def run(app: str, arguments: tuple[str, ...], name: str, route_prefix: str, time
             elif _is_ours(error, was_there=was_there):
                 api.delete(name)
             elif was_there:
-                show.line(f"What was deployed as {name!r} before is not taken down: `qserve status` shows it.")
+                show.line(f"{name!r} was deployed before, and is not taken down: `qserve status` shows it.")
             raise
 
 

@@ -18,14 +18,15 @@ def secret() -> None:
     """The key that signs calls."""
 
 
-@secret.command(cls=Command)
+@secret.command(
+    cls=Command,
+    examples=(
+        "export QSERVE_SECRET_KEY=$(qserve secret new)",
+        "(umask 077; qserve secret new > secret.key); export QSERVE_SECRET_KEY_FILE=secret.key",
+    ),
+)
 def new() -> None:
     """Print a new key. Every process of a cluster needs the same one; it is kept nowhere.
-
-    \b
-    Examples:
-      export QSERVE_SECRET_KEY=$(qserve secret new)
-      (umask 077; qserve secret new > secret.key); export QSERVE_SECRET_KEY_FILE=secret.key
 
     To change the key of a running cluster put the new one before the old one, separated by a comma.
     """
@@ -35,22 +36,23 @@ def new() -> None:
 def _shell(_context: click.Context, _argument: click.Parameter, value: str | None) -> str:
     name = Path(value or "").name  # $SHELL is a path
     if name not in _SHELLS:
-        raise click.BadParameter(f"{value!r} is not one of {', '.join(_SHELLS)}.")
+        raise click.BadParameter(f"It is one of {', '.join(_SHELLS)}; {value!r} is not.")
     return name
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        'eval "$(qserve completion bash)"                             # in ~/.bashrc',
+        "qserve completion fish > ~/.config/fish/completions/qserve.fish",
+    ),
+)
 @click.argument("shell", required=False, envvar="SHELL", callback=_shell, metavar="[bash|zsh|fish]")
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print what makes a shell complete `qserve`.
 
     Without an argument it is for the shell that $SHELL names.
-
-    \b
-    Examples:
-      eval "$(qserve completion bash)"                                    # in ~/.bashrc
-      qserve completion fish > ~/.config/fish/completions/qserve.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None  # click knows all three

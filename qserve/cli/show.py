@@ -97,8 +97,9 @@ def brief(message: str) -> str:
 class Progress:
     """A live line for each deployment of an application, while it is deployed. Call it with every new status."""
 
-    def __init__(self, app: str) -> None:
+    def __init__(self, app: str, *, is_embedded: bool) -> None:
         self._app = app
+        self._is_embedded = is_embedded
         self._shown: dict[str, str] = {}
         self._lock = threading.Lock()
         self._live: Live | None = None
@@ -118,13 +119,19 @@ class Progress:
     def __call__(self, info: ApplicationStatusInfo) -> None:
         with self._lock:
             if self._live is not None:
-                self._live.update(Group(*(_spinning(name, told) for name, told in info.deployments.items())))
+                lines = (_spinning(name, told, self._text(told)) for name, told in info.deployments.items())
+                self._live.update(Group(*lines))
                 return
             for name, told in info.deployments.items():
-                text = progress_of(told)
+                text = self._text(told)
                 if self._shown.get(name) != text:
                     self._shown[name] = text
                     line(f"{self._app}.{name}: {text}")
+
+    def _text(self, deployment: DeploymentStatusInfo) -> str:
+        if self._is_embedded and not deployment.replica_states and not deployment.failures:
+            return "starting"  # its own worker is about to join: nobody needs to start one
+        return progress_of(deployment)
 
 
 def progress_of(deployment: DeploymentStatusInfo) -> str:
@@ -135,8 +142,8 @@ def progress_of(deployment: DeploymentStatusInfo) -> str:
     return f"{deployment.status.lower().replace('_', ' ')}: {brief(deployment.message) or 'starting'}"
 
 
-def _spinning(name: str, deployment: DeploymentStatusInfo) -> RenderableType:
-    text = Text(f"{name}  {progress_of(deployment)}", no_wrap=True, overflow="ellipsis")
+def _spinning(name: str, deployment: DeploymentStatusInfo, told: str) -> RenderableType:
+    text = Text(f"{name}  {told}", no_wrap=True, overflow="ellipsis")
     if deployment.status is DeploymentStatus.HEALTHY:
         return Text("✓ ", style="green") + text
     if deployment.status in _BAD:

@@ -114,7 +114,7 @@ class Core:
             on_its_way = not response.confirmed or may_be_on_its_way(response.call_id)
             return CallState.QUEUED if on_its_way else CallState.UNKNOWN
         if store.is_reply(record):
-            await asyncio.wait([response])
+            await asyncio.gather(response, return_exceptions=True)
             return await response.status_async()
         at = store.place(response.keys, record)
         return CallState.RUNNING if await store.running_on(self.link, at) else CallState.QUEUED

@@ -16,7 +16,7 @@ from qserve.wire.messages import Outcome, Reply
 
 R = TypeVar("R")
 Callback = Callable[["DeploymentResponse[Any]"], object]
-_STATE_LOCK = threading.Lock()
+_state_lock = threading.Lock()
 _NOT_DECODED = object()
 _STATES = {
     Outcome.DONE: CallState.DONE,
@@ -28,8 +28,8 @@ _STATES = {
 
 
 def _renew_lock() -> None:
-    global _STATE_LOCK  # noqa: PLW0603 (another thread of the parent may have held it: nobody would let go of it here)
-    _STATE_LOCK = threading.Lock()
+    global _state_lock  # noqa: PLW0603 (another thread of the parent may have held it: nobody would let go of it here)
+    _state_lock = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_renew_lock)
@@ -102,7 +102,7 @@ class DeploymentResponse(Generic[R]):
         self._settle(other._reply, other._exception if other._reply is None else None)
 
     def _settle(self, reply: Reply | None, error: BaseException | None) -> None:
-        with _STATE_LOCK:
+        with _state_lock:
             callbacks, self._callbacks = self._callbacks, None
             if callbacks is None:
                 return
@@ -190,7 +190,7 @@ class DeploymentResponse(Generic[R]):
 
     def remove_done_callback(self, callback: Callback) -> int:
         """Forget the callback. Returns how often it was there."""
-        with _STATE_LOCK:
+        with _state_lock:
             if self._callbacks is None:
                 return 0
             kept = [known for known in self._callbacks if _original(known) != callback]
@@ -208,7 +208,7 @@ class DeploymentResponse(Generic[R]):
         return f"<DeploymentResponse {self.keys.app}.{self.keys.deployment}.{self.method} {self.call_id.hex()} {state}>"
 
     def _reach(self) -> Carrier:
-        """The core that carries the call. When the event loop that made the call has ended, the process's portal goes on."""
+        """The core that carries the call; the portal's, when the event loop that made the call has ended."""
         if self._carrier.closed:
             from qserve.client.portal import portal
 
@@ -238,7 +238,7 @@ class DeploymentResponse(Generic[R]):
 
     def when_done(self, callback: Callback) -> None:
         """Call `callback(response)` once, in the thread that resolves the response, or now; it must be quick."""
-        with _STATE_LOCK:
+        with _state_lock:
             if self._callbacks is not None:
                 self._callbacks.append(callback)
                 return

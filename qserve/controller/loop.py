@@ -81,6 +81,8 @@ class Controller:
             led = self.lease.held
             try:
                 leads = await self.lease.renew()
+                if leads and not led:
+                    await self.state.set_seal()
             except TransportError as error:
                 logger.warning("The leadership was not renewed: %s", error)
                 leads = self.lease.held

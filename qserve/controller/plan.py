@@ -236,8 +236,7 @@ class _Turn:
         """There is no room beside the old replicas: one of them goes first, when no other is going or coming."""
         old = self._old(spec)
         coming = any(self._state(a.replica_id) is not ReplicaState.RUNNING for a in self._current(spec))
-        going = self._states(spec.app, spec.name).total() > len(self._assigned_to(spec))
-        if spec.config.max_replicas_per_node is not None and old and not coming and not going:
+        if spec.config.max_replicas_per_node is not None and old and not coming and not self._leaving(spec):
             self._unassign(old[0])
 
     def _judged(
@@ -250,13 +249,13 @@ class _Turn:
     ) -> DeploymentStatusInfo:
         states = self._states(spec.app, spec.name)
         update: dict[str, object] = {"replica_states": dict(states), "message": reason}
-        leaving = states.total() - spec.replicas if info.status is DeploymentStatus.DOWNSCALING else 0
+        leaving = self._leaving(spec) if info.status is DeploymentStatus.DOWNSCALING else 0
         if _has_failed(spec, info):
             update |= {"status": DeploymentStatus.DEPLOY_FAILED, "status_trigger": StatusTrigger.REPLICA_STARTUP_FAILED}
             update["message"] = f"The deployment failed to start {info.failures} times in a row. Error:\n{info.message}"
             if info.status is DeploymentStatus.DEPLOY_FAILED:
                 update["message"] = info.message
-        elif len(running) >= spec.replicas and not old and leaving <= 0:
+        elif len(running) >= spec.replicas and not old and leaving <= 0 and not self._old_still_serves(spec):
             update |= {"status": DeploymentStatus.HEALTHY, "message": "", "failures": 0}
             update["status_trigger"] = _COMPLETED.get(info.status, info.status_trigger)
         elif info.started and info.status in (DeploymentStatus.HEALTHY, DeploymentStatus.UNHEALTHY):
@@ -280,6 +279,18 @@ class _Turn:
     def _old(self, spec: DeploymentSpec) -> list[Assignment]:
         """Replicas of other versions, which serve until the new ones do."""
         return [a for a in self._assigned_to(spec) if a.version != spec.version]
+
+    def _old_still_serves(self, spec: DeploymentSpec) -> bool:
+        """Whether a replica of another version has not begun to leave: a deploy is over when only new code answers."""
+        return any(
+            r.state is ReplicaState.RUNNING and r.version != spec.version and r.node_id in self.observed.nodes
+            for r in self.observed.replicas.values()
+            if (r.app, r.deployment) == (spec.app, spec.name)
+        )
+
+    def _leaving(self, spec: DeploymentSpec) -> int:
+        """How many replicas are not wanted any more and still there."""
+        return self._states(spec.app, spec.name).total() - len(self._assigned_to(spec))
 
     def _occupied(self) -> list[Assignment]:
         """Places that are taken: by what is assigned, and by what has not left yet."""

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from qserve.config import HEARTBEAT_S, Settings
-from qserve.errors import QserveError, TransportError
+from qserve.errors import QserveError, SignatureError, TransportError
 from qserve.node.child import Child
 from qserve.spec import Assignment, NodeRecord, ReplicaRecord, ReplicaState
 from qserve.store import replies
@@ -42,9 +42,12 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Host what is assigned, until drained. Raises BrokerUnavailable when Redis was never there."""
+        """Host what is assigned, until drained. Raises BrokerUnavailable when Redis was never there, SignatureError."""
         await self._events.ready()
+        await self.state.check_seal()
         await self.state.announce(self.record)
+        namespace = self._settings.namespace
+        logger.info("%s has joined namespace %r at %s.", self.record.node_id, namespace, self._link.endpoint)
         heartbeat = asyncio.create_task(self._heartbeat(), name="heartbeat")
         try:
             while not self._draining:
@@ -73,6 +76,7 @@ class Agent:
         children = list(self._children.values())
         for child in children:
             child.drain(child.spec.config.graceful_shutdown_timeout_s if timeout_s is None else timeout_s)
+            self._spawn(self._show(child))
         keeping = asyncio.create_task(self._heartbeat())
         await asyncio.gather(*(child.ended() for child in children))
         keeping.cancel()
@@ -116,6 +120,9 @@ class Agent:
     async def _start(self, assignment: Assignment) -> None:
         try:
             spec = (await self.state.app(assignment.app)).deployment(assignment.deployment)
+        except SignatureError as error:
+            await self._show_failure(assignment, f"The worker on {self.record.host} distrusts the application. {error}")
+            return
         except TransportError:
             raise
         except QserveError as error:

@@ -64,6 +64,7 @@ class Server:
         self._ready: deque[Job] = deque()
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._parks: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> None:
         """Open both connections and the queue. Raises BrokerUnavailable."""
@@ -83,6 +84,8 @@ class Server:
                 pipe = await self._reader.ready()
                 entries = await store.take(pipe, self.keys, self.replica_id, max(1, free // 2), BLOCK_MS)
             except TransportError as error:
+                if self._draining:  # which has closed the connection
+                    return
                 logger.info("Taking calls is interrupted: %s", error)
                 await asyncio.sleep(_INPUT_RETRY_S)
                 continue
@@ -97,6 +100,9 @@ class Server:
             self._hand_back([entry])
         self._parked.clear()
         self._ready.clear()
+        for waiting in self._parks:
+            waiting.cancel()
+        self._spawn(self._hand_back_unseen())
         try:
             async with asyncio.timeout(timeout_s):
                 while self._running or self._tasks or self._replies.owed:
@@ -127,7 +133,9 @@ class Server:
             return True
         if inputs := call.context.get("inputs"):
             self._parked[entry.entry_id] = entry
-            self._spawn(self._park(entry, call, inputs))
+            parking = self._spawn(self._park(entry, call, inputs))
+            self._parks.add(parking)
+            parking.add_done_callback(self._parks.discard)
             return True
         if self._free() <= 0:
             return False
@@ -202,13 +210,23 @@ class Server:
             if chosen := [entry for entry in entries if entry.stream == stream]:
                 self._spawn(self._reclaimer.take(stream, self.replica_id, chosen, "a drain", charge=False))
 
+    async def _hand_back_unseen(self) -> None:
+        """While draining: entries that were given to the reading connection as it closed. Others may run them now."""
+        for _ in range(2):  # when it answers for the second time, the server has seen the close
+            await self._link.call("PING")
+        for stream in (self.keys.front, self.keys.calls):
+            entries = await store.all_pending(await self._link.ready(), stream, self.replica_id)
+            if unseen := [entry for entry in entries if entry.entry_id not in self._held()]:
+                await self._reclaimer.take(stream, self.replica_id, unseen, "a drain", charge=False)
+
     def _link_up(self, _pipe: Pipe) -> None:
         asyncio.get_running_loop().call_soon(self._replies.flush)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._spawned)
+        return task
 
     def _spawned(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -22,6 +22,7 @@ async def answer_waiting(link: Link, ring: KeyRing, keys: DeploymentKeys, error:
         for entry in entries:
             await _answer(link, ring, keys, entry, error)
         answered += len(entries)
+    await store.reap(link, keys, _CLOSER)
     return answered
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from qserve.config import Settings
-from qserve.errors import BrokerRefused, BrokerUnavailable, SecretRequired, SettingsError, TransportError
+from qserve.errors import BrokerDenied, BrokerRefused, BrokerUnavailable, SecretRequired, SettingsError, TransportError
 
 logger = logging.getLogger("qserve.store")
 
@@ -216,11 +216,12 @@ def refused(endpoint: Endpoint, error: Exception) -> TransportError:
     text = str(error)
     if says_go_away(error):
         return BrokerUnavailable(f"Redis at {endpoint} cannot take commands now: {text}")
-    mend = ""
+    kind, mend = BrokerRefused, ""
     if text.startswith(("WRONGPASS", "NOAUTH")):
+        kind = BrokerDenied
         mend = " Put user and password into QSERVE_REDIS_URL: redis://user:password@host:6379/0."
     elif text.startswith("NOPERM"):
-        mend = " Give this user the permission."
+        kind, mend = BrokerDenied, " Give this user the permission."
     elif text.startswith("OOM"):
         mend = " Redis is at its maxmemory; running calls still finish and free some."
-    return BrokerRefused(f"Redis at {endpoint} refused: {text}.{mend}")
+    return kind(f"Redis at {endpoint} refused: {text}.{mend}")

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from qserve.config import Settings
 from qserve.errors import BrokerBinaryMissing, BrokerInUse, BrokerUnavailable, SettingsError
@@ -72,6 +73,7 @@ class EmbeddedBroker:
         self._settings = settings
         self._keep = keep
         self._guard: subprocess.Popen[bytes] | None = None
+        self._log: BinaryIO | None = None
 
     @property
     def socket_path(self) -> Path:
@@ -95,6 +97,8 @@ class EmbeddedBroker:
             )
         try:
             self._launch()
+        except (BrokerInUse, SettingsError):  # the folder is somebody else's
+            raise
         except BaseException:
             if not self._keep:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -116,6 +120,8 @@ class EmbeddedBroker:
         command = [find_binary(self._settings), *(part for pair in options.items() for part in pair)]
         lock = _lock(self.folder)
         arguments = [str(self.folder), "1" if self._keep else "0", str(lock), *command]
+        # Held open: a server that does not start takes the folder along, and says why in here.
+        self._log = (self.folder / "broker.log").open("a+b")
         try:
             self._guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_GUARD), *arguments],
@@ -131,17 +137,18 @@ class EmbeddedBroker:
         deadline = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._answers():
+                self._close_log()
                 return
             if self._guard is None or self._guard.poll() is not None:
                 break
             time.sleep(_POLL_S)
-        log = self.folder / "broker.log"
-        tail = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        tail = self._end_of_log()
         self.stop()
         raise BrokerUnavailable(f"The embedded broker in {self.folder} did not start. The end of its log:\n{tail}")
 
     def stop(self) -> None:
         """Stop the server and wait for its end. Safe to call twice, or before start."""
+        self._close_log()
         guard, self._guard = self._guard, None
         if guard is None:
             return
@@ -162,6 +169,16 @@ class EmbeddedBroker:
         guard, self._guard = self._guard, None
         if guard is not None and guard.stdin is not None:
             guard.stdin.close()
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    def _end_of_log(self) -> str:
+        if self._log is None:
+            return ""
+        self._log.seek(0)
+        return self._log.read()[-2000:].decode(errors="replace")
 
     def _answers(self) -> bool:
         if not self.socket_path.exists():

@@ -187,7 +187,11 @@ class Pipe(asyncio.Protocol):
 
     def _check_silence(self) -> None:
         self._watchdog = None
-        if not self._waiting or self._transport is None:
+        if self._transport is None:
+            return
+        if not self._waiting:
+            if self._on_message is not None:  # a subscriber is owed nothing: half-open, it would just hear no more
+                self.send(pack(("PING",)), _ignore)
             return
         silent_s = self._loop.time() - self._heard_at
         if silent_s >= self._silence_s:
@@ -220,3 +224,7 @@ class Pipe(asyncio.Protocol):
         for on_reply in owed:
             on_reply(error)
         self._on_lost(error)
+
+
+def _ignore(_reply: Any) -> None:
+    return

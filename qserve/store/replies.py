@@ -31,14 +31,11 @@ def split_note(note: bytes) -> Iterator[tuple[bytes, bytes | None]]:
     at, end = 0, len(note)
     while at + 4 <= end:
         size = _LENGTH.unpack_from(note, at)[0]
-        at += 4
-        if size:
-            reply = note[at : at + size]
-            at += size
-            yield reply[REPLY_ID_AT : REPLY_ID_AT + CALL_ID_BYTES], reply
-        else:
-            yield note[at : at + CALL_ID_BYTES], None
-            at += CALL_ID_BYTES
+        part = note[at + 4 : at + 4 + (size or CALL_ID_BYTES)]
+        at += 4 + (size or CALL_ID_BYTES)
+        if at > end:
+            return
+        yield (part[REPLY_ID_AT : REPLY_ID_AT + CALL_ID_BYTES], part) if size else (part, None)
 
 
 def is_reply(record: bytes) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from qserve.config import LEASE_S
-from qserve.errors import ApplicationNotFound, CallRejected
+from qserve.errors import ApplicationNotFound, CallRejected, SignatureError
 from qserve.spec import (
     ApplicationStatusInfo,
     AppSpec,
@@ -23,6 +24,8 @@ from qserve.store.link import Link
 from qserve.wire.keys import ClusterKeys, deployment_keys
 from qserve.wire.messages import open_control, seal_control
 from qserve.wire.signing import Direction, KeyRing
+
+logger = logging.getLogger("qserve.store")
 
 R = TypeVar("R", bound=Record)
 LEASE_MS = int(LEASE_S * 1000)
@@ -57,11 +60,13 @@ class ClusterState:
         self.link = link
         self._namespace = namespace
         self._signer = ring.signer(Direction.CONTROL, namespace)
+        self._distrusted: set[str] = set()
 
     # Desired state: the API's
 
     async def deploy(self, spec: AppSpec, code: dict[str, bytes]) -> None:
-        """Want this application as it is in `spec`; its queues take calls from now on."""
+        """Want this application as it is in `spec`; its queues take calls from now on. Raises SignatureError."""
+        await self.check_seal()
         pipe = await self.link.ready()
         for version, blob in code.items():
             await pipe.call("SET", self.keys.code(version), seal_control(blob, self._signer))
@@ -93,6 +98,23 @@ class ClusterState:
         if raw is None:
             raise CallRejected(f"The code of version {version} is not in Redis any more. Deploy the application again.")
         return open_control(raw, self._signer)
+
+    # The secret
+
+    async def set_seal(self) -> None:
+        """Show which secret this cluster has; the leader's to do."""
+        await self.link.call("SET", self.keys.seal, seal_control(b"seal", self._signer))
+
+    async def check_seal(self) -> None:
+        """Raises SignatureError when the leader has another secret than this process. Without a leader, all is well."""
+        raw = await self.link.call("GET", self.keys.seal)
+        if raw is None:
+            return
+        try:
+            open_control(raw, self._signer)
+        except SignatureError as error:
+            cluster = f"the cluster in namespace {self._namespace!r}"
+            raise SignatureError(f"This process does not have the secret of {cluster}. Its seal: {error}") from error
 
     # Observed state: the nodes'
 
@@ -152,9 +174,22 @@ class ClusterState:
         return _records(await self.link.call("HGETALL", self.keys.statuses), ApplicationStatusInfo)
 
     async def wanted(self) -> dict[str, AppSpec]:
-        """Each application as it is wanted."""
-        raw = await self.link.call("HGETALL", self.keys.apps)
-        return {key.decode(): self._open_app(value) for key, value in _pairs(raw)}
+        """Each application as it is wanted. What does not carry the cluster's signature is left out."""
+        return (await self._read_apps())[0]
+
+    async def _read_apps(self) -> tuple[dict[str, AppSpec], set[str]]:
+        """The applications, and the names of those that cannot be trusted."""
+        apps: dict[str, AppSpec] = {}
+        forged: set[str] = set()
+        for key, value in _pairs(await self.link.call("HGETALL", self.keys.apps)):
+            try:
+                apps[key.decode()] = self._open_app(value)
+            except SignatureError as error:
+                forged.add(name := key.decode(errors="replace"))
+                if name not in self._distrusted:
+                    logger.warning("Application %r is left as it is: %s", name, error)
+        self._distrusted = forged
+        return apps, forged
 
     async def nodes(self) -> tuple[dict[str, NodeRecord], dict[str, NodeRecord]]:
         """Nodes with their lease, and nodes without."""
@@ -167,18 +202,20 @@ class ClusterState:
         )
 
     async def snapshot(self) -> Snapshot:
-        """Everything, for one turn of the leader."""
+        """Everything, for one turn of the leader, without applications that cannot be trusted: nobody touches them."""
+        apps, forged = await self._read_apps()
         nodes, lapsed = await self.nodes()
         assignments: dict[str, Assignment] = {}
         for node_id in (*nodes, *lapsed):
             assignments |= await self.assignments(node_id)
+        replicas = _records(await self.link.call("HGETALL", self.keys.replicas), ReplicaRecord)
         return Snapshot(
-            apps=await self.wanted(),
-            statuses=await self.statuses(),
+            apps=apps,
+            statuses={name: status for name, status in (await self.statuses()).items() if name not in forged},
             nodes=nodes,
             lapsed=lapsed,
-            replicas=_records(await self.link.call("HGETALL", self.keys.replicas), ReplicaRecord),
-            assignments=assignments,
+            replicas={name: replica for name, replica in replicas.items() if replica.app not in forged},
+            assignments={name: assigned for name, assigned in assignments.items() if assigned.app not in forged},
         )
 
     async def leader(self) -> str | None:

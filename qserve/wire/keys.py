@@ -108,6 +108,11 @@ class ClusterKeys:
         return f"{self._base}:replicas"
 
     @cached_property
+    def seal(self) -> str:
+        """A word that the leader has signed: by it others see whether they have the cluster's secret."""
+        return f"{self._base}:seal"
+
+    @cached_property
     def leader(self) -> str:
         """The leading controller and its term, until it lapses."""
         return f"{self._base}:leader"

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -159,6 +160,11 @@ def free_port() -> int:
         return port
 
 
+def runs(command: list[str], cwd: Path = ROOT) -> bool:
+    """Whether the command ends well."""
+    return subprocess.run(command, cwd=cwd, capture_output=True, check=False).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def here() -> Iterator[Here]:
     """The whole topology, up: a server with its file, two workers, two autoscalers, an application, a web service."""
@@ -241,6 +247,17 @@ def test_the_image_holds_what_its_services_run_and_is_not_root():
     copied = {word for line in lines if re.match(r"COPY (?!--from)", line) for word in line.split()[1:-1]}
     assert copied == set(let_in)
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_docker_compose_can_read_the_file(tmp_path):
+    """The last word on what the file means is Docker's. Reading it needs no engine."""
+    commands = (["docker", "compose"], ["docker-compose"])
+    present = [command for command in commands if shutil.which(command[0]) and runs([*command, "version"])]
+    if not present:
+        pytest.skip("neither the compose plugin of docker nor docker-compose is installed")
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)
+    shutil.copy(ROOT / ".env.example", tmp_path / ".env")
+    assert runs([*present[0], "--project-directory", str(tmp_path), "config", "--quiet"], cwd=tmp_path)
 
 
 # --- the topology ---

@@ -51,11 +51,13 @@ class Greeter:
 
 @serve.deployment
 def double(number: int) -> int:
+    """A deployment without a class."""
     return 2 * number
 
 
 @serve.deployment
 async def triple(number: int) -> int:
+    """An async one."""
     await asyncio.sleep(0)
     return 3 * number
 

@@ -40,7 +40,7 @@ class Caller:
         return greeting
 
     async def both(self, messages: list[str]) -> list[str]:
-        return await asyncio.gather(*(self._downstream_handle.say_hi.remote(message) for message in messages))
+        return list(await asyncio.gather(*(self._downstream_handle.say_hi.remote(message) for message in messages)))
 
     async def handle(self) -> DeploymentHandle[Any]:
         return self._downstream_handle
@@ -67,10 +67,10 @@ class Ensemble:
         return [type(handle).__name__ for handle in self._handles]
 
     async def ask_all(self, message: str) -> list[str]:
-        return await asyncio.gather(*(handle.say_hi.remote(message) for handle in self._handles))
+        return list(await asyncio.gather(*(handle.say_hi.remote(message) for handle in self._handles)))
 
     async def replicas(self) -> list[str]:
-        return await asyncio.gather(*(handle.replica.remote() for handle in self._handles))
+        return list(await asyncio.gather(*(handle.replica.remote() for handle in self._handles)))
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ class Model:
 class Hesitant:
     """Its constructor waits at a gate."""
 
-    async def __init__(self, gate: DeploymentHandle[Any], name: str) -> None:
+    async def __init__(self, gate: DeploymentHandle[Any], name: str) -> None:  # type: ignore[misc]  # the replica awaits it
         await gate.wait.remote(name)
 
     def __call__(self) -> str:

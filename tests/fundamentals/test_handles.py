@@ -1,4 +1,4 @@
-"""`DeploymentHandle`: the name of a deployment and a method; light, picklable, shared freely between threads and processes."""
+"""`DeploymentHandle`: the name of a deployment and a method; light, picklable, shared by threads and processes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def test_an_unknown_option_is_a_type_error(echo):
     """A misspelt option must not be ignored."""
     with pytest.raises(TypeError, match="methodname"):
         echo.options(methodname="named")
-    with pytest.raises(ValueError, match=r"request_serialization='xml': it is one of \['cloudpickle', 'json', 'pickle'\]"):
+    with pytest.raises(
+        ValueError, match=r"request_serialization='xml': it is one of \['cloudpickle', 'json', 'pickle'\]"
+    ):
         echo.options(request_serialization="xml")
 
 
@@ -177,7 +179,9 @@ async def test_a_replica_calls_other_applications_by_name(finder, echo):
 
 def test_an_unknown_deployment_is_a_key_error(finder):
     """Ray's users catch KeyError; the message lists what there is."""
-    with pytest.raises(KeyError, match=r"'Nobody' does not exist in application 'finder'. It has: \['Echo', 'Finder'\]"):
+    with pytest.raises(
+        KeyError, match=r"'Nobody' does not exist in application 'finder'. It has: \['Echo', 'Finder'\]"
+    ):
         serve.get_deployment_handle("Nobody", "finder")
     with pytest.raises(DeploymentNotFound):
         finder.missing.remote().result(timeout_s=5)

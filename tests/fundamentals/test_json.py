@@ -55,13 +55,13 @@ def test_what_json_cannot_hold_is_refused_at_once(plain, value):
 
 def test_a_keyword_that_json_cannot_hold_is_named(plain):
     """Which one of many is at fault."""
-    with pytest.raises(SerializationError, match="argument 'point'.*Point"):
+    with pytest.raises(SerializationError, match=r"argument 'point'.*Point"):
         plain.remote(1, point=Point(1))
 
 
 def test_a_result_that_json_cannot_hold_is_an_error_of_the_call(plain):
     """The method has run; the caller hears why there is no value."""
-    with pytest.raises(RemoteError, match="SerializationError: JSON has no form for this value.*Point"):
+    with pytest.raises(SerializationError, match=r"JSON has no form for this value.*Point"):
         plain.returns_a_point.remote().result(timeout_s=5)
 
 
@@ -76,7 +76,7 @@ def test_exceptions_arrive_as_their_class_name_and_text(plain):
 
 def test_an_unknown_method_is_told_in_json_as_well(plain):
     """Every error of a call has a form in JSON."""
-    with pytest.raises((RemoteError, MethodNotFound), match="'nope' that does not exist"):
+    with pytest.raises(MethodNotFound, match="'nope' that does not exist"):
         plain.nope.remote().result(timeout_s=5)
 
 

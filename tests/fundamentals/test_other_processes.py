@@ -1,4 +1,4 @@
-"""A response outlives its process: its `request_id` goes to a browser, a database or a queue, and any process fetches it."""
+"""A response outlives its process: its `request_id` goes to a browser or a database, and any process fetches it."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ async def test_waiting_in_another_place_is_told_when_the_answer_comes(gate, cler
     here = serve.get_response(request_id)
 
     await gate.open.remote(name)
-    assert await asyncio.gather(fetched, here) == [42, 42]
+    assert list(await asyncio.gather(fetched, here)) == [42, 42]
 
 
 def test_an_error_travels_by_id_as_well(clerk):

@@ -42,7 +42,6 @@ class Front:
 def version(answer: str) -> serve.Deployment:
     """A deployment as a script or a notebook has it after an edit: its class travels by value."""
 
-    @serve.deployment(name="Edited")
     class Edited:
         def __call__(self) -> str:
             return answer
@@ -50,7 +49,7 @@ def version(answer: str) -> serve.Deployment:
         def pid(self) -> int:
             return os.getpid()
 
-    return Edited
+    return serve.deployment(Edited)
 
 
 @pytest.fixture
@@ -127,7 +126,7 @@ def test_the_new_version_is_up_before_the_old_one_goes(gate):
 
     @serve.deployment(name="Slow")
     class Slow:
-        async def __init__(self, gate: DeploymentHandle[Any]) -> None:
+        async def __init__(self, gate: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # the replica awaits it
             await gate.wait.remote("rolling")
 
         def label(self) -> str:

@@ -39,7 +39,7 @@ def test_result_returns_the_same_value_each_time(answered):
 async def test_a_response_is_awaited_many_times(answered):
     """Two tasks may wait for one answer without arranging who reads it."""
     assert [await answered for _ in range(3)] == [42, 42, 42]
-    assert await asyncio.gather(answered, answered) == [42, 42]
+    assert list(await asyncio.gather(answered, answered)) == [42, 42]
 
 
 def test_result_and_await_may_be_mixed_from_several_loops(answered):

@@ -1,4 +1,4 @@
-"""Where calls may come from: threads, event loops one after the other and side by side, forked and spawned processes."""
+"""Where calls may come from: threads, event loops one by one and side by side, forked and spawned processes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_several_event_loops_at_the_same_time(adder):
 
 async def test_async_code_and_threads_at_the_same_time(adder):
     """FastAPI runs `def` endpoints in threads beside the loop's `async def` ones."""
-    in_threads = [asyncio.to_thread(lambda n=n: adder.remote(n).result(timeout_s=5)) for n in range(10)]
+    in_threads = [asyncio.to_thread(_call, adder, number) for number in range(10)]
     in_the_loop = [adder.remote(number) for number in range(10)]
 
     assert await asyncio.gather(*in_threads) == await asyncio.gather(*in_the_loop)
@@ -155,7 +155,7 @@ def in_a_forked_child(work: Callable[[], Any]) -> Any:
     if not pid:
         try:
             answer = work()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 (the parent shall see it)
             answer = repr(error)
         os.write(writing, pickle.dumps(answer))
         os._exit(0)

@@ -1,4 +1,4 @@
-"""Many responses at once: asyncio's own tools take them as they are; `serve.get`, `wait`, `as_completed` serve threads."""
+"""Many responses at once: asyncio's own tools take them as they are; `serve.get` and `serve.wait` are for threads."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ async def test_gather_with_exceptions_returns_them_in_place(gate, names):
     """One bad page of a batch must not hide the good ones."""
     await gate.open.remote(names[0])
 
-    good, bad = await asyncio.gather(gate.wait.remote(names[0], 1), gate.nope.remote(), return_exceptions=True)
-    assert good == 1
-    assert isinstance(bad, MethodNotFound)
+    outcomes = await asyncio.gather(gate.wait.remote(names[0], 1), gate.nope.remote(), return_exceptions=True)
+    assert outcomes[0] == 1
+    assert isinstance(outcomes[1], MethodNotFound)
 
 
 async def test_asyncio_wait_takes_responses_as_they_are(gate, names):

@@ -100,7 +100,7 @@ async def ear(settings: Settings, queue: Queue) -> AsyncIterator[Ear]:
 
 @pytest.fixture
 def full(server: redis.Redis) -> Callable[[], AbstractContextManager[None]]:
-    """`with full():` the server is at its maxmemory, and refuses what needs more."""
+    """In `with full():` the server is at its maxmemory, and refuses what needs more."""
 
     @contextmanager
     def at_maxmemory() -> Iterator[None]:

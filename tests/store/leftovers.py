@@ -10,7 +10,7 @@ import redis
 from qserve.wire.keys import GROUP, ROOT
 
 # One of each for a namespace or a deployment, however many calls there were.
-_SINGLE = frozenset({"apps", "generation", "nodes", "replicas", "statuses", "term"})
+_SINGLE = frozenset({"apps", "generation", "nodes", "replicas", "seal", "statuses", "term"})
 
 
 def survey(server: redis.Redis, namespace: str) -> dict[str, int]:
@@ -79,7 +79,9 @@ def _count_record(server: redis.Redis, name: str, found: Counter[str]) -> None:
         return
     queue = name.partition("}:")[0] + ("}:front" if record[1:2] == b"f" else "}:calls")
     entry = record[2:].partition(b"|")[0].decode()
-    assert server.xrange(queue, entry, entry), f"{name} names entry {entry}, which is not there: its caller waits for ever"
+    assert server.xrange(queue, entry, entry), (
+        f"{name} names entry {entry}, which is not there: its caller waits for ever"
+    )
     found["records"] += 1
 
 

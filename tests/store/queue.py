@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qserve.errors import TransportError
@@ -17,8 +17,6 @@ from qserve.wire import codec
 from qserve.wire.keys import GROUP, DeploymentKeys, inbox
 from qserve.wire.messages import Call, Serializer, open_reply, peek_call, seal_call, seal_reply
 from qserve.wire.signing import Direction, KeyRing
-
-STREAMS = 2
 
 
 class Queue:
@@ -52,7 +50,8 @@ class Queue:
         """Put calls in one batch. Returns [taken, waiting]."""
         answer = asyncio.get_running_loop().create_future()
         calls.put(await self.pipe(), self.keys, [self.sealed(n) for n in numbers], limit, answer.set_result)
-        return await _reply(answer)
+        taken: list[int] = await _reply(answer)
+        return taken
 
     async def take(self, replica: str = "r1", count: int = 10) -> list[Entry]:
         """What a replica with free slots is given, without waiting for more."""
@@ -122,11 +121,12 @@ class Queue:
 
 
 class Ear:
-    """What an inbox hears, in order."""
+    """What an inbox hears, in order: (call id, reply) pairs, or whatever `on_note` makes of it."""
 
-    def __init__(self, endpoint: Endpoint, channel: str) -> None:
+    def __init__(self, endpoint: Endpoint, channel: str, on_note: Callable[[bytes], None] | None = None) -> None:
         self._channel = channel
         self._notes: list[tuple[bytes, bytes | None]] = []
+        self._on_note = on_note or self._split
         self._marked = asyncio.Event()
         self._speaks = Link(endpoint, "test-ear-mark")
         self._link = Link(endpoint, "test-ear", on_up=self._subscribe, on_message=self._on_message)
@@ -153,9 +153,12 @@ class Ear:
 
     def _on_message(self, note: bytes) -> None:
         if note:
-            self._notes += replies.split_note(note)
+            self._on_note(note)
         else:
             self._marked.set()
+
+    def _split(self, note: bytes) -> None:
+        self._notes += replies.split_note(note)
 
 
 def id_of(number: int) -> bytes:

@@ -68,7 +68,7 @@ async def test_a_call_that_another_process_answered_is_fenced(queue, ear):
 
 @pytest.mark.leaves(replies=1)
 async def test_an_entry_deleted_by_hand_is_still_answered_by_its_owner(queue, ear, server):
-    """An operator's XDEL leaves the call with its replica, and with nobody else: dropping the reply would be silence."""
+    """An operator's XDEL leaves the call with its replica and nobody else: dropping the reply would be silence."""
     await queue.put(1)
     held = await queue.take()
     server.xdel(queue.keys.calls, held[0].entry_id)
@@ -95,7 +95,7 @@ async def test_one_fenced_call_does_not_hold_up_its_batch(queue, ear):
 
 @pytest.mark.leaves(replies=1)
 async def test_a_reply_sent_again_answers_once(queue, ear):
-    """The connection broke before the answer to finish came: the replica offers the reply again, and learns nothing new."""
+    """The connection broke before the confirmation came: the replica offers its reply again."""
     await queue.put(1)
     batch = [queue.finished(entry) for entry in await queue.take()]
     await queue.store(batch)

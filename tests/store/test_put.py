@@ -110,7 +110,7 @@ async def test_a_server_without_memory_refuses_new_calls_whole_and_knows_the_old
     """The caller gets an error, so the call must not run; a call that was taken before must not get that error."""
     await queue.put(1, limit=limit)
     with full():
-        with pytest.raises(AssertionError, match="^OOM"):
+        with pytest.raises(AssertionError, match=r"^OOM"):
             await queue.put(2, 3, limit=limit)
         assert (await queue.put(1, limit=limit))[0] == 1
 

@@ -24,7 +24,7 @@ def fake() -> fakeredis.FakeRedis:
     return client
 
 
-def run(fake: fakeredis.FakeRedis, script: Script, keys: list[str], *arguments: object):
+def run(fake: fakeredis.FakeRedis, script: Script, keys: list[str], *arguments: str | int):
     """Run a script as the data path does."""
     return fake.eval(script.source.decode(), len(keys), *keys, *arguments)
 

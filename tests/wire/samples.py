@@ -1,8 +1,8 @@
 """One sample of everything that travels, with fixed ids and secrets, and the files that keep its bytes.
 
 `python -m tests.wire.samples` writes what golden/ lacks for the current protocol version. It leaves files that differ
-alone and exits 1: bytes that peers may send must stay readable, so a changed format is a new protocol version. As long as
-no release speaks this version, `--replace` overwrites them.
+alone and exits 1: bytes that peers may send must stay readable, so a changed format is a new protocol version.
+As long as no release speaks this version, `--replace` overwrites them.
 """
 
 from __future__ import annotations
@@ -144,6 +144,7 @@ def key_names() -> dict[str, str]:
         "statuses": cluster.statuses,
         "nodes": cluster.nodes,
         "replicas": cluster.replicas,
+        "seal": cluster.seal,
         "leader": cluster.leader,
         "term": cluster.term,
         "generation": cluster.generation,

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -194,24 +195,23 @@ def test_a_forged_pickle_is_never_loaded(canary: bytes, kind: str):
 
 
 HEADS = [sealed(kind, ring.signer(Direction(kind), SCOPE)) for kind in KINDS for ring in (RING, UNSIGNED)]
+SIGNERS = [{kind: signer_of(kind, ring) for kind in KINDS} for ring in (RING, UNSIGNED)]
 GARBAGE = st.one_of(
     st.binary(max_size=120),
     st.tuples(st.sampled_from(HEADS), st.integers(2, 60), st.binary(max_size=80)).map(lambda t: t[0][: t[1]] + t[2]),
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(GARBAGE, min_size=10, max_size=10))
+@settings(max_examples=50, deadline=None)
+@given(st.lists(GARBAGE, min_size=40, max_size=40))
 def test_the_parser_survives_garbage(strings: list[bytes]):
     """2,000 strings, half of them with a genuine beginning: each is opened or refused, none raises anything else."""
     for data in strings:
         peek_call(data)
-        for kind in KINDS:
-            for ring in (RING, UNSIGNED):
-                try:
-                    OPEN[kind](data, signer_of(kind, ring))
-                except SignatureError:
-                    continue
+        for signers in SIGNERS:
+            for kind, signer in signers.items():
+                with suppress(SignatureError):
+                    OPEN[kind](data, signer)
 
 
 @pytest.mark.parametrize("context", [b"[" * 60_000, b'"text"', b"\xff", b"{"], ids=["deep", "text", "no utf-8", "cut"])

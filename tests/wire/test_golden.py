@@ -1,11 +1,13 @@
 """The bytes that peers of another release send and expect: kept in golden/, written by tests/wire/samples.py."""
 
 import json
+from functools import cached_property
 
 import pytest
 
 from qserve.config import PROTOCOL_VERSION
 from qserve.wire import codec
+from qserve.wire.keys import ClusterKeys, DeploymentKeys, deployment_keys
 from qserve.wire.messages import Serializer, open_call, open_control, open_reply
 from qserve.wire.signing import Direction
 from tests.wire import samples
@@ -48,7 +50,7 @@ def test_a_kept_control_envelope_is_still_read():
 
 
 def test_kept_buffers_out_of_band_are_still_read():
-    """The layout behind a pickle is ours, not pickle's: it must not drift. The pickle itself may differ between Pythons."""
+    """The layout behind a pickle is ours and must not drift; the pickle in it may differ between Pythons."""
     payload = kept(f"{FOLDER}/arguments-with-buffers.bin")
     args, kwargs = codec.decode_arguments(payload, Serializer.PICKLE, codec.FLAG_BUFFERS, {})
 
@@ -65,6 +67,17 @@ def test_kept_records_are_still_read():
 def test_names_in_redis_stay_what_they_are():
     """Two releases that name a key differently do not see each other's calls, and nothing says so."""
     assert json.loads(kept(f"{FOLDER}/keys.json")) == samples.key_names()
+
+
+@pytest.mark.parametrize(
+    "keys", [ClusterKeys("ns"), deployment_keys("ns", "app", "Adder")], ids=["cluster", "deployment"]
+)
+def test_no_name_in_redis_is_missing_here(keys: ClusterKeys | DeploymentKeys):
+    """A new key is part of the protocol: releases agree on it, and the documentation names it."""
+    names = [name for name, kind in vars(type(keys)).items() if isinstance(kind, cached_property)]
+    public = {getattr(keys, name) for name in names if not name.startswith("_")}
+
+    assert public - set(samples.key_names().values()) == set()
 
 
 def test_every_kept_file_is_in_the_index():

@@ -42,8 +42,11 @@ for i = 1, count do
   else
     local note = struct.pack('>I4', #reply) .. reply
     if #reply > tonumber(ARGV[3]) then note = struct.pack('>I4', 0) .. string.sub(reply, 11, 26) end
-    if ARGV[3 * i + 2] ~= '' then tell(ARGV[3 * i + 2], note) end
-    for watcher in string.gmatch(before, '|([^|]+)') do tell(watcher, note) end
+    local caller = ARGV[3 * i + 2]
+    if caller ~= '' then tell(caller, note) end
+    for watcher in string.gmatch(before, '|([^|]+)') do
+      if watcher ~= caller then tell(watcher, note) end
+    end
   end
 end
 for inbox, parts in pairs(notes) do redis.call('PUBLISH', inbox, table.concat(parts)) end

@@ -12,6 +12,8 @@ if type(record) == 'string' and string.match(record, '^[^|]*') == ARGV[3] then
   redis.call('SET', KEYS[3], ARGV[8], 'PX', ARGV[9])
   local note = struct.pack('>I4', #ARGV[8]) .. ARGV[8]
   redis.call('PUBLISH', ARGV[7], note)
-  for watcher in string.gmatch(record, '|([^|]+)') do redis.call('PUBLISH', watcher, note) end
+  for watcher in string.gmatch(record, '|([^|]+)') do
+    if watcher ~= ARGV[7] then redis.call('PUBLISH', watcher, note) end
+  end
 end
 return 1

@@ -1,0 +1,274 @@
+"""Replicas that do not start, die, or lose their node: what is shown, what is tried again, and when it ends."""
+
+from collections import Counter
+
+import pytest
+
+from qserve.controller.plan import Assign, BuryNode, Forget
+from qserve.spec import ReplicaState
+from tests.controller.world import World, spec
+
+
+def deployed(*nodes: str, replicas: int = 2) -> World:
+    """A cluster in which version v1 of `Echo` runs, and version v2 would not start."""
+    world = World.of(*(nodes or ("n1", "n2")))
+    world.broken.add("v2")
+    world.deploy(spec(replicas=replicas))
+    world.settle()
+    return world
+
+
+def starts_until_quiet(world: World) -> int:
+    """How many replicas are started until the plan gives up."""
+    started = 0
+    for _ in range(100):
+        started += sum(isinstance(action, Assign) for action in world.turn())
+        world.work()
+        world.now += 1.0
+    assert world.decide() == []
+    return started
+
+
+@pytest.mark.parametrize(
+    ("replicas", "retries", "starts"), [(1, 20, 3), (2, 20, 6), (10, 20, 20), (2, 5, 5), (1, 1, 1), (4, 20, 12)]
+)
+def test_a_constructor_that_fails_is_given_up(replicas: int, retries: int, starts: int):
+    """After min(max_constructor_retry_count, 3 x replicas) failures nobody believes in it any more."""
+    world = World.of("n1")
+    world.broken.add("v1")
+    world.deploy(spec(replicas=replicas, max_constructor_retry_count=retries))
+
+    assert starts <= starts_until_quiet(world) < starts + replicas
+    assert world.info().failures >= starts
+    assert world.assignments == {}
+
+
+def test_a_failed_deploy_tells_the_replicas_own_error():
+    """The traceback that the author needs, not a sentence about it."""
+    world = World.of("n1")
+    world.broken.add("v1")
+    world.deploy(spec(replicas=1))
+    world.settle()
+
+    assert world.shown() == ("DEPLOY_FAILED", "DEPLOY_FAILED", "REPLICA_STARTUP_FAILED")
+    assert world.info().message == ("The deployment failed to start 3 times in a row. Error:\nValueError: v1 is broken")
+    assert world.statuses["app"].message == f"Echo: {world.info().message}"
+    assert world.replicas == {}
+
+
+def test_a_first_failure_is_shown_while_it_is_tried_again():
+    """Who waits sees the error at once, not only when all attempts are used up."""
+    world = World.of("n1")
+    world.broken.add("v1")
+    world.deploy(spec(replicas=1))
+    for _ in range(3):
+        world.turn()
+        world.work()
+    world.turn()
+
+    assert world.shown() == ("DEPLOYING", "UPDATING", "CONFIG_UPDATE_STARTED")
+    assert world.info().message == "ValueError: v1 is broken"
+
+
+def test_the_next_attempt_waits_longer_each_time():
+    """A constructor that fails because a database is down should not storm it."""
+    world = World.of("n1")
+    world.deploy(spec(replicas=1, max_constructor_retry_count=100))
+    world.settle()
+    waits = []
+    for _ in range(8):
+        (replica_id,) = world.assignments
+        world.end(replica_id)
+        world.turn()
+        wait = 0.0
+        while not any(isinstance(action, Assign) for action in world.decide(now=world.now + wait)):
+            wait += 0.1
+        waits.append(round(wait, 1))
+        world.now += wait
+        world.turn()
+        world.work()
+
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+
+
+def test_replicas_that_fail_together_are_one_failure_of_the_backoff():
+    """Twelve starts of four replicas are three rounds: the answer comes within a second, not after half a minute."""
+    world = World.of("n1")
+    world.broken.add("v1")
+    world.deploy(spec(replicas=4))
+    began = world.now
+    while world.statuses.get("app") is None or world.statuses["app"].status != "DEPLOY_FAILED":
+        world.turn()
+        world.work()
+        world.now += 0.05
+
+    assert world.now - began < 1.5
+
+
+def test_a_crash_loop_of_a_week_does_not_break_the_plan():
+    """2 to the power of the number of failures is a number that no float holds, and the leader would die of it."""
+    world = deployed("n1", replicas=1)
+    status = world.statuses["app"]
+    info = world.info().model_copy(update={"failures": 50_000})
+    world.statuses["app"] = status.model_copy(update={"deployments": {"Echo": info}})
+    (replica_id,) = world.assignments
+    world.end(replica_id)
+    world.turn()
+
+    assert any(isinstance(action, Assign) for action in world.decide(now=world.now + 11))
+
+
+def test_new_code_that_cannot_start_leaves_the_old_version_serving():
+    """A bad deploy is an error message, not an outage."""
+    world = deployed()
+    serving = set(world.assignments)
+    world.deploy(spec(version="v2"))
+    for _ in range(100):
+        world.turn()
+        assert world.running()["v1"] == 2
+        world.work()
+        world.now += 1.0
+
+    assert set(world.assignments) == serving
+    assert world.shown() == ("DEPLOY_FAILED", "DEPLOY_FAILED", "REPLICA_STARTUP_FAILED")
+    assert "v2 is broken" in world.info().message
+
+
+def test_a_deploy_after_a_failed_one_starts_afresh():
+    """The mended version takes over; the failures of the broken one are not held against it."""
+    world = deployed()
+    world.deploy(spec(version="v2"))
+    world.settle()
+    world.deploy(spec(version="v3"))
+    world.settle()
+
+    assert world.running() == {"v3": 2}
+    assert world.shown() == ("RUNNING", "HEALTHY", "CONFIG_UPDATE_COMPLETED")
+    assert (world.info().failures, world.info().message) == (0, "")
+
+
+def test_the_same_version_can_be_tried_again():
+    """What was wrong may have been the database, not the code."""
+    world = World.of("n1")
+    world.broken.add("v1")
+    world.deploy(spec())
+    world.settle()
+    world.broken.clear()
+    world.deploy(spec())
+    world.settle()
+
+    assert world.running() == {"v1": 2}
+    assert world.statuses["app"].status == "RUNNING"
+
+
+def test_a_failed_deployment_that_is_left_out_fails_no_more():
+    """Redeploying without the broken deployment is a deploy that succeeds."""
+    world = deployed()
+    world.deploy(spec("Bad", version="v2"), spec("Echo"))
+    world.settle()
+    assert world.statuses["app"].status == "DEPLOY_FAILED"
+
+    world.deploy(spec("Echo"))
+    world.turn()
+    assert (world.statuses["app"].status, world.statuses["app"].message) == ("RUNNING", "")
+    world.settle()
+    assert world.statuses["app"].deployments.keys() == {"Echo"}
+
+
+def test_once_it_has_run_it_is_tried_for_ever():
+    """A version that worked yesterday is started again for as long as it takes: a host may be out of memory."""
+    world = deployed(replicas=1)
+    world.broken.add("v1")
+    (replica_id,) = world.assignments
+    world.end(replica_id)
+    for _ in range(200):
+        world.turn()
+        world.work()
+        world.now += 2.0
+    assert world.shown() == ("UNHEALTHY", "UNHEALTHY", "HEALTH_CHECK_FAILED")
+    assert world.info().failures > 20
+
+    world.broken.clear()
+    world.settle()
+    assert world.shown() == ("RUNNING", "HEALTHY", "UNSPECIFIED")
+
+
+def test_a_replica_that_dies_is_replaced():
+    """The others go on; its record goes with it."""
+    world = deployed(replicas=3)
+    dead, *others = world.assignments
+    world.end(dead)
+    world.turn()
+    assert world.shown() == ("UNHEALTHY", "UNHEALTHY", "HEALTH_CHECK_FAILED")
+    assert world.info().message == "killed"
+
+    world.settle()
+    assert set(others) < set(world.assignments)
+    assert dead not in world.replicas
+    assert world.running() == {"v1": 3}
+    assert world.shown() == ("RUNNING", "HEALTHY", "UNSPECIFIED")
+    assert (world.info().failures, world.info().message) == (0, "")
+
+
+def test_a_lost_nodes_replicas_are_replaced_elsewhere():
+    """Its calls are handed back by the burial; nothing waits for the node to return, and nobody is blamed."""
+    world = deployed("n1", "n2", replicas=4)
+    lost = {r for r, a in world.assignments.items() if a.node_id == "n1"}
+    world.lose("n1")
+    actions = world.turn()
+    (burial,) = (action for action in actions if isinstance(action, BuryNode))
+
+    assert burial.node_id == "n1"
+    assert {a.replica_id for a in burial.assignments} == lost
+    assert Counter(a.node_id for a in world.assigned()) == {"n2": 4}
+    assert world.info().failures == 0
+
+    world.settle()
+    assert world.running() == {"v1": 4}
+    assert world.shown() == ("RUNNING", "HEALTHY", "UNSPECIFIED")
+
+
+def test_a_lost_node_is_buried_though_it_had_nothing_to_do():
+    """Or it would be looked at for ever."""
+    world = World.of("n1")
+    world.lose("n1")
+    world.settle()
+
+    assert world.lapsed == {}
+
+
+def test_a_draining_nodes_replicas_are_replaced_while_they_finish():
+    """The worker is asked to leave, not killed: its places are filled at once, not when it is gone."""
+    world = deployed("n1", "n2", replicas=2)
+    world.drain("n1")
+    world.turn()
+
+    assert Counter(a.node_id for a in world.assigned()) == {"n1": 1, "n2": 2}
+    world.settle()
+    world.withdraw("n1")
+    world.settle()
+    assert Counter(a.node_id for a in world.assigned()) == {"n2": 2}
+    assert world.shown()[0] == "RUNNING"
+
+
+def test_a_worker_that_joins_late_gets_what_waited():
+    """`serve.run` before `qserve worker` is as good as after."""
+    world = World()
+    world.deploy(spec())
+    world.settle()
+    world.nodes |= World.of("n1").nodes
+    world.settle()
+
+    assert world.running() == {"v1": 2}
+
+
+def test_records_of_nobodys_replicas_are_forgotten():
+    """A worker that vanished with its record leaves some behind; they would be counted for ever."""
+    world = deployed("n1", replicas=1)
+    (replica_id,) = world.assignments
+    stray = world.replicas[replica_id].model_copy(update={"replica_id": "stray", "node_id": "nowhere"})
+    ended = world.replicas[replica_id].model_copy(update={"replica_id": "ended", "state": ReplicaState.DIED})
+    world.replicas |= {"stray": stray, "ended": ended}
+
+    assert sorted(action.replica_id for action in world.turn() if isinstance(action, Forget)) == ["ended", "stray"]
+    assert world.replicas.keys() == {replica_id}

@@ -1,0 +1,140 @@
+"""Calls of replicas that are gone: handed back, or answered for good when their attempts are used up."""
+
+from __future__ import annotations
+
+import pytest
+
+from qserve.errors import BrokerUnavailable, CallRejected, ReplicaDiedError
+from qserve.store.calls import MOST_PER_SWEEP
+from tests.store.queue import numbers_of
+
+
+@pytest.mark.leaves(pending=2, records=2, consumers=1)
+async def test_a_dead_replica_s_calls_go_to_the_next_one(queue, server):
+    """This is the promise: a call outlives the replica that took it."""
+    await queue.put(1, 2)
+    await queue.take("r1")
+    server.set(queue.keys.lease("r1"), "1", px=60_000)
+
+    assert await queue.reclaimer().all_of("r1", "SIGKILL") == 2
+
+    entries = await queue.take("r2")
+    assert numbers_of(entries) == [1, 2]
+    assert [entry.attempt for entry in entries] == [2, 2]
+
+
+async def test_nothing_is_left_of_a_dead_replica(queue, server):
+    """Lease and consumer go with it."""
+    await queue.take("r1")
+    server.set(queue.keys.lease("r1"), "1", px=60_000)
+
+    assert await queue.reclaimer().all_of("r1", "SIGKILL") == 0
+
+
+@pytest.mark.leaves(waiting=2 * MOST_PER_SWEEP + 1, records=2 * MOST_PER_SWEEP + 1)
+async def test_more_calls_than_one_sweep_handles_all_go_back(queue):
+    """What a replica with many slots held must not be stranded behind the first page."""
+    numbers = list(range(2 * MOST_PER_SWEEP + 1))
+    await queue.put(*numbers)
+    await queue.take("r1", count=len(numbers))
+
+    assert await queue.reclaimer().all_of("r1", "SIGKILL") == len(numbers)
+
+
+@pytest.mark.leaves(replies=1, dead=1)
+async def test_a_call_whose_attempts_are_used_up_is_answered_and_kept(queue, ear, server):
+    """A call that kills every replica must end: with an error that says so, and with its bytes kept for inspection."""
+    await queue.put(1)
+    for number in range(3):
+        await queue.take(f"r{number}")
+        await queue.reclaimer(max_retries=2).all_of(f"r{number}", "SIGSEGV")
+
+    with pytest.raises(ReplicaDiedError, match=r"given up after 3 attempts: .* by SIGSEGV"):
+        await queue.answer(1)
+    assert len(await ear.heard()) == 1
+    assert await queue.take("r9") == []
+    await queue.leave("r9")
+    ((_, letter),) = server.xrange(queue.keys.dead)
+    assert letter[b"attempts"] == b"3"
+    assert letter[b"envelope"] == queue.sealed(1)[1]
+
+
+@pytest.mark.leaves(waiting=1, records=1)
+async def test_drains_never_use_attempts_up(queue):
+    """Ten rolling upgrades in a row are no reason to give a long call up."""
+    await queue.put(1)
+    for number in range(10):
+        await queue.take(f"r{number}")
+        await queue.reclaimer(max_retries=0).all_of(f"r{number}", "a drain", charge=False)
+
+
+@pytest.mark.leaves(waiting=2, records=2, quarantined=2)
+async def test_entries_that_cannot_be_read_go_into_quarantine(queue, server):
+    """Handed back, they would come again and again; and they must not hold up the calls beside them."""
+    await queue.put(1)
+    server.xadd(queue.keys.calls, {"c": b"junk"})
+    server.xadd(queue.keys.calls, {"other": b"field"})
+    await queue.put(2)
+    await queue.take("r1")
+
+    assert await queue.reclaimer().all_of("r1", "SIGKILL") == 4
+
+    assert await queue.lengths() == (2, 0)
+
+
+@pytest.mark.leaves(replies=1, quarantined=1)
+async def test_a_call_of_another_secret_is_refused_when_it_is_given_up(queue, ear, server):
+    """Nobody here can read what it calls: it ends in quarantine and its caller is told, and the sweep goes on."""
+    envelope = bytearray(queue.sealed(1)[1])
+    envelope[-1] ^= 1
+    await queue.put(1)
+    ((entry_id, _),) = server.xrange(queue.keys.calls)
+    server.xdel(queue.keys.calls, entry_id)
+    forged = server.xadd(queue.keys.calls, {"c": bytes(envelope)})
+    server.set(queue.keys.record((1).to_bytes(16)), b"Qc" + forged)
+    await queue.take("r1")
+
+    await queue.reclaimer(max_retries=0).all_of("r1", "SIGKILL")
+
+    with pytest.raises(CallRejected, match="signature is wrong"):
+        await queue.answer(1)
+    assert len(await ear.heard()) == 1
+
+
+@pytest.mark.leaves(waiting=1, records=1)
+async def test_two_that_reclaim_move_each_call_once(queue):
+    """The worker sees its child die while the controller sees the worker's lease lapse."""
+    await queue.put(1)
+    held = await queue.take("r1")
+    worker, controller = queue.reclaimer(), queue.reclaimer()
+
+    await worker.take(queue.keys.calls, "r1", held, "SIGKILL", charge=True)
+    await controller.take(queue.keys.calls, "r1", held, "the loss of its node", charge=True)
+    await queue.leave("r1")
+
+    assert await queue.lengths() == (1, 0)
+
+
+@pytest.mark.leaves(pending=1, records=1, consumers=1)
+async def test_a_replica_that_still_lives_and_takes_again_keeps_what_it_took(queue):
+    """Its worker was paused and it was declared dead: what it takes after that must not go with its consumer."""
+    await queue.put(1)
+    await queue.take("r1")
+    await queue.reclaimer().all_of("r1", "the loss of its node")
+
+    assert [entry.attempt for entry in await queue.take("r1")] == [2]
+    await queue.leave()
+
+
+@pytest.mark.leaves(pending=1, records=1, consumers=1)
+async def test_trouble_with_the_server_leaves_the_calls_for_the_next_try(queue):
+    """A closed connection in the middle must not look like done."""
+    await queue.put(1)
+    await queue.take("r1")
+    reclaimer = queue.reclaimer()
+    pipe = await queue.pipe()
+    pipe.close()
+
+    with pytest.raises(BrokerUnavailable):
+        await reclaimer.all_of("r1", "SIGKILL")
+    await queue.pipe()
