@@ -37,6 +37,7 @@ class Agent:
             endpoint, f"qserve-worker-{record.node_id}-events", on_up=self._listen, on_message=self._on_event
         )
         self._children: dict[str, Child] = {}
+        self._ended: set[str] = set()  # replicas whose assignment the leader has yet to take back
         self._woken = asyncio.Event()
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,7 +97,7 @@ class Agent:
         """Renew the node's lease and its replicas', from this process: user code that blocks its own loses nothing."""
         while True:
             names = [self.state.keys.node_lease(self.record.node_id)]
-            names += [self._lease(child.assignment) for child in self._children.values()]
+            names += [self._lease(child.assignment) for child in self._children.values() if child.is_alive]
             try:
                 if not await self.state.renew(names) and not self._draining:
                     # We were paused or cut off: the leader has given our replicas away and forgotten this node.
@@ -110,11 +111,12 @@ class Agent:
     async def _turn(self) -> None:
         """Compare assignments with children; start what is missing, drain what is not wanted."""
         wanted = await self.state.assignments(self.record.node_id)
+        self._ended &= wanted.keys()
         for replica_id, child in list(self._children.items()):
             if replica_id not in wanted:
                 self._drain_child(child)
         for replica_id, assignment in wanted.items():
-            if replica_id not in self._children:
+            if replica_id not in self._children and replica_id not in self._ended:
                 await self._start(assignment)
 
     async def _start(self, assignment: Assignment) -> None:
@@ -148,6 +150,7 @@ class Agent:
 
     async def _after(self, child: Child) -> None:
         """A child has ended: give its calls to others at once, and say what became of it."""
+        self._ended.add(child.assignment.replica_id)
         asked = child.state is ReplicaState.STOPPING
         keys = self._keys(child.assignment)
         reclaimer = Reclaimer(self._link, self._ring, keys, child.spec.config.max_retries)
@@ -169,16 +172,18 @@ class Agent:
         if child.state is not ReplicaState.FAILED:
             child.state = ReplicaState.DIED
         logger.warning("%s %s, %d calls were handed back. %s", child.label, child.state, held, child.message)
-        await self._show(child)
+        await self.state.record(_record(child))
 
     async def _show(self, child: Child) -> None:
         try:
-            await self.state.record(_record(child.assignment, child.state, child.pid, child.message))
+            await self.state.record(_record(child))
         except TransportError as error:
             logger.warning("The state of %s was not shown: %s", child.label, error)
 
     async def _show_failure(self, assignment: Assignment, message: str) -> None:
-        await self.state.record(_record(assignment, ReplicaState.FAILED, 0, message))
+        """Say that a replica did not even become a process."""
+        self._ended.add(assignment.replica_id)
+        await self.state.record(ReplicaRecord(**assignment.model_dump(), state=ReplicaState.FAILED, message=message))
 
     def _keys(self, assignment: Assignment) -> Any:
         return deployment_keys(self._settings.namespace, assignment.app, assignment.deployment)
@@ -201,5 +206,5 @@ class Agent:
         task.add_done_callback(self._tasks.discard)
 
 
-def _record(assignment: Assignment, state: ReplicaState, pid: int, message: str) -> ReplicaRecord:
-    return ReplicaRecord(**assignment.model_dump(), state=state, pid=pid, message=message)
+def _record(child: Child) -> ReplicaRecord:
+    return ReplicaRecord(**child.assignment.model_dump(), state=child.state, pid=child.pid, message=child.message)

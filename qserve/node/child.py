@@ -55,6 +55,11 @@ class Child:
         """How this replica's lines are marked."""
         return f"{self.assignment.deployment}#{self.assignment.replica_id.rpartition('-')[2]}"
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is there, or about to be."""
+        return self._process is None or self._process.returncode is None
+
     async def start(self, settings: Settings) -> None:
         """Start the process and give it its assignment."""
         ours, theirs = socket.socketpair()

@@ -78,6 +78,7 @@ def parse_url(url: str) -> Endpoint:
     """An Endpoint from redis://, rediss://, valkey(s)://, unix:// or redis+sentinel://. Raises SettingsError."""
     try:
         parts = urlsplit(url)
+        _refuse_bare_password(parts)
         query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         if parts.scheme == "unix":
             return _unix(parts, query)
@@ -93,6 +94,16 @@ def parse_url(url: str) -> Endpoint:
         f"The Redis URL {_masked(url)!r} has the scheme {parts.scheme!r}. Use redis://host:6379/0, rediss:// for TLS, "
         "unix:///path/to.sock, or redis+sentinel://host:26379/mymaster/0."
     )
+
+
+def _refuse_bare_password(parts: SplitResult) -> None:
+    """A password with a bare /, ? or # in it ends where the path, the query or the fragment seem to begin.
+
+    What stands before it would be taken for the host, or localhost for lack of one. Raises ValueError.
+    """
+    in_query = "@" in parts.query and "password=" not in parts.query
+    if in_query or "@" in parts.path or parts.fragment:
+        raise ValueError("a part of the credentials is not percent-encoded")
 
 
 def _credentials(parts: SplitResult, query: dict[str, str]) -> dict[str, Any]:

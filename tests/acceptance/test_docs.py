@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -44,10 +45,10 @@ SCRIPTS = [snippet for snippet in snippets() if "FastAPI" not in snippet.code]
 SERVICES = [snippet for snippet in snippets() if "FastAPI" in snippet.code]
 
 
-def stranger() -> dict[str, str]:
-    """The environment of somebody who has set nothing."""
+def stranger(folder: Path) -> dict[str, str]:
+    """The environment of somebody who has set nothing; temporary files go to `folder`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("QSERVE_")}
-    return {**env, "PYTHONPATH": str(ROOT)}
+    return {**env, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
 
 
 @pytest.mark.parametrize("snippet", SCRIPTS, ids=str)
@@ -56,11 +57,12 @@ def test_a_snippet_prints_what_the_page_says(snippet: Snippet, tmp_path: Path):
     (tmp_path / "snippet.py").write_text(snippet.code)
 
     done = subprocess.run(
-        [sys.executable, "snippet.py"], cwd=tmp_path, env=stranger(), capture_output=True, text=True, timeout=50
+        [sys.executable, "snippet.py"], cwd=tmp_path, env=stranger(tmp_path), capture_output=True, text=True, timeout=50
     )
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == snippet.output, done.stderr
+    assert not list(tmp_path.glob("qserve-*")), "the embedded cluster's folder is left behind"
 
 
 @pytest.mark.parametrize("snippet", SERVICES, ids=str)
@@ -69,13 +71,14 @@ def test_a_web_snippet_answers_requests(snippet: Snippet, tmp_path: Path):
     (tmp_path / "web.py").write_text(snippet.code)
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "web:app", "--port", str(port), "--log-level", "warning"]
-    service = subprocess.Popen(command, cwd=tmp_path, env=stranger())
+    service = subprocess.Popen(command, cwd=tmp_path, env=stranger(tmp_path))
     url = f"http://127.0.0.1:{port}/shout"
     try:
         eventually(lambda: _answers(url) == {"answer": "HELLO"}, within_s=30, what=f"an answer of {url}")
     finally:
         service.terminate()
-        assert service.wait(20) == 0
+        assert service.wait(20) == -signal.SIGTERM, "uvicorn raises the signal again when all is shut down"
+    assert not list(tmp_path.glob("qserve-*")), "the embedded cluster's folder is left behind"
 
 
 def test_there_are_snippets_to_run():

@@ -100,7 +100,7 @@ async def ear(settings: Settings, queue: Queue) -> AsyncIterator[Ear]:
 
 @pytest.fixture
 def full(server: redis.Redis) -> Callable[[], AbstractContextManager[None]]:
-    """In `with full():` the server is at its maxmemory, and refuses what needs more."""
+    """A context in which the server is at its maxmemory, and refuses what needs more."""
 
     @contextmanager
     def at_maxmemory() -> Iterator[None]:

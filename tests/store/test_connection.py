@@ -104,6 +104,10 @@ def test_no_password_is_ever_shown(password, form):
         ("redis://h:port", "port and the number of the database"),
         ("redis://h/zero", "port and the number of the database"),
         ("redis://[::1", "cannot be read"),
+        ("redis://u:a/b@h:7000/0", "percent-encoded"),
+        ("redis://u:a?b@h:7000/0", "percent-encoded"),
+        ("redis://u:a#b@h:7000/0", "percent-encoded"),
+        ("unix://u:a/b@/run/q.sock", "percent-encoded"),
         ("redis+sentinel://a:1", "names no service: redis\\+sentinel://host:26379/mymaster/0"),
     ],
 )
