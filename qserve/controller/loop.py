@@ -47,6 +47,7 @@ class Controller:
         self._generation = -1
         self._known_nodes: list[str] = []
         self._trusts_leases_at = 0.0
+        self._sweeps_at = 0.0
         self._versions: set[str] = set()
         self._retired: set[tuple[str, str]] = set()
         self._unfinished = False
@@ -59,6 +60,7 @@ class Controller:
             while not self._stopping:
                 try:
                     await self._turn()
+                    await self._sweep()
                 except TransportError as error:
                     logger.warning("This turn is skipped: %s", error)
                 await self._rest()
@@ -106,7 +108,7 @@ class Controller:
         if not self.lease.held or not await self._has_work():
             return
         seen = await self.state.snapshot()
-        self._known_nodes = list(seen.nodes)
+        self._known_nodes = [*seen.nodes, *seen.lapsed]  # one that lapsed is work until it is buried
         self._versions |= {d.version for app in seen.apps.values() for d in app.deployments}
         self._versions |= {d.version for status in seen.statuses.values() for d in status.deployments.values()}
         self._retired -= {(app.name, d.name) for app in seen.apps.values() for d in app.deployments}
@@ -114,6 +116,17 @@ class Controller:
         for action in actions:
             await self._apply(action)
         self._unfinished = bool(actions) or any(app.status in _UNSETTLED for app in seen.statuses.values())
+
+    async def _sweep(self) -> None:
+        """Hand back what replicas without a lease hold and nobody else reclaims."""
+        now = time.monotonic()
+        if not self.lease.held or now < max(self._sweeps_at, self._trusts_leases_at):
+            return
+        self._sweeps_at = now + LEASE_S
+        for app in (await self.state.wanted()).values():
+            for spec in app.deployments:
+                keys = deployment_keys(self._namespace, app.name, spec.name)
+                await Reclaimer(self._link, self._ring, keys, spec.config.max_retries).abandoned()
 
     async def _has_work(self) -> bool:
         """Whether anything changed since the last turn; one command."""
@@ -183,6 +196,8 @@ class Controller:
         error = DeploymentUnavailableError(
             f"Deployment {action.deployment!r} of application {action.app!r} was deleted before the call ran."
         )
+        if time.monotonic() >= self._trusts_leases_at:
+            await Reclaimer(self._link, self._ring, keys, max_retries=0).abandoned()
         await answer_waiting(self._link, self._ring, keys, error)
         if action.last and await calls.retire(self._link, keys):
             self._retired.add((action.app, action.deployment))
@@ -205,7 +220,7 @@ class Controller:
             self.lease.term = 0
 
     def _link_up(self, _pipe: Pipe) -> None:
-        """While Redis was away nobody could renew: all leases get the time to be renewed before any counts as lapsed."""
+        """While Redis was away nobody could renew: all leases get time for that before any counts as lapsed."""
         self._trusts_leases_at = time.monotonic() + LEASE_S
 
     async def _listen(self, pipe: Pipe) -> None:

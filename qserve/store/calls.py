@@ -23,6 +23,8 @@ MOST_PER_SCRIPT = 250
 MOST_PER_SWEEP = 100
 # A sweep reads envelopes, and they may be large: so many bytes fill a page of it.
 _SWEEP_BYTES = 8 * 1024 * 1024
+# The consumer that takes what waits in a deleted deployment's queue, to answer it. It has no lease.
+CLOSER = "closer"
 _QUARANTINE_KEEPS = 1000
 _QUARANTINE_BYTES = 4096
 _DEAD_KEEPS = 10_000

@@ -12,8 +12,6 @@ from qserve.wire.keys import GROUP, DeploymentKeys
 from qserve.wire.messages import open_call, seal_reply
 from qserve.wire.signing import Direction, KeyRing
 
-_CLOSER = "closer"
-
 
 async def answer_waiting(link: Link, ring: KeyRing, keys: DeploymentKeys, error: Exception) -> int:
     """Answer every call that waits with this error. Running calls are left to their replicas. Returns how many."""
@@ -22,7 +20,7 @@ async def answer_waiting(link: Link, ring: KeyRing, keys: DeploymentKeys, error:
         for entry in entries:
             await _answer(link, ring, keys, entry, error)
         answered += len(entries)
-    await store.reap(link, keys, _CLOSER)
+    await store.reap(link, keys, store.CLOSER)
     return answered
 
 
@@ -32,11 +30,11 @@ async def _take(link: Link, keys: DeploymentKeys) -> list[Entry]:
     for stream in (keys.front, keys.calls):
         try:
             reply = await link.call(
-                "XREADGROUP", "GROUP", GROUP, _CLOSER, "COUNT", store.MOST_PER_SWEEP, "STREAMS", stream, ">"
+                "XREADGROUP", "GROUP", GROUP, store.CLOSER, "COUNT", store.MOST_PER_SWEEP, "STREAMS", stream, ">"
             )
         except BrokerRefused:  # the stream is gone
             continue
-        found += store.read_entries(reply) or await store.pending(await link.ready(), stream, _CLOSER)
+        found += store.read_entries(reply) or await store.pending(await link.ready(), stream, store.CLOSER)
     return found
 
 

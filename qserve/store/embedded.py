@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 from qserve.config import Settings
 from qserve.errors import BrokerBinaryMissing, BrokerInUse, BrokerUnavailable, SettingsError
@@ -83,7 +84,7 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """What to put into QSERVE_REDIS_URL."""
-        return f"unix://{self.socket_path}"
+        return f"unix://{quote(str(self.socket_path))}"
 
     def start(self) -> None:
         """Start the server; `wait_ready` says when it answers.

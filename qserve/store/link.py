@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from qserve.errors import BrokerUnavailable, TransportError
+from qserve.errors import BrokerDenied, BrokerUnavailable, TransportError
 from qserve.store.connection import Endpoint, unavailable
 from qserve.store.pipe import SILENCE_S, OnMessage, Pipe
 from qserve.store.resp import Argument
@@ -59,11 +59,17 @@ class Link:
             self._task = asyncio.get_running_loop().create_task(self._connect(), name=f"{self._name}-connect")
 
     async def ready(self, timeout_s: float = 5.0) -> Pipe:
-        """The open pipe. Raises BrokerUnavailable with the last reason when there is none within `timeout_s`."""
+        """The open pipe.
+
+        Raises BrokerUnavailable with the last reason when there is none within `timeout_s`, BrokerDenied at once: waiting
+        does not mend a wrong password.
+        """
         self.start()
         try:
             async with asyncio.timeout(timeout_s):
                 while self.pipe is None and not self._closed:
+                    if isinstance(self.error, BrokerDenied):
+                        raise self.error
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -106,6 +112,7 @@ class Link:
                 await self._open()
             except TransportError as error:
                 self.error = error
+                self._changed.set()
                 tried_s = asyncio.get_running_loop().time() - began_at
                 if tried_s >= warn_after_s:
                     logger.warning("%s Trying again for %.0f s now.", error, tried_s)

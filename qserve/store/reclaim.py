@@ -44,6 +44,19 @@ class Reclaimer:
         await store.reap(self._link, self._keys, replica)
         return total
 
+    async def abandoned(self) -> int:
+        """Take the calls of all that have no lease (any more). Returns how many calls they held.
+
+        For those whom nobody reclaims: the worker is gone as well, and nobody knew any more what it hosted.
+        """
+        names = list(await store.holders(self._link, self._keys))
+        leases = await self._link.call("MGET", *map(self._keys.lease, names)) if names else []
+        total = 0
+        for name, lease in zip(names, leases, strict=True):
+            if lease is None:
+                total += await self.all_of(name, "the loss of its lease", charge=name != store.CLOSER)
+        return total
+
     async def take(self, stream: str, replica: str, entries: Sequence[Entry], cause: str, *, charge: bool) -> None:
         """Hand entries of one stream back, or answer those whose attempts are used up."""
         again: list[tuple[Entry, bytes]] = []

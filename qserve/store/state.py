@@ -237,4 +237,10 @@ def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def _records(flat: Sequence[bytes], kind: type[R]) -> dict[str, R]:
-    return {key.decode(): kind.model_validate_json(value) for key, value in _pairs(flat)}
+    found: dict[str, R] = {}
+    for key, value in _pairs(flat):
+        try:
+            found[key.decode()] = kind.model_validate_json(value)
+        except ValueError as error:  # written by hand, or by a version that none of ours can read
+            logger.warning("The record %r is passed over, it is no %s: %s", key, kind.__name__, error)
+    return found

@@ -30,7 +30,6 @@ from qserve.handle import DeploymentHandle
 from tests.conftest import SECRET
 from tests.support.cluster import ROOT, Cluster, eventually
 
-pytestmark = pytest.mark.xdist_group("bad input")  # the tests share a cluster
 MIB = 1024 * 1024
 
 

@@ -25,7 +25,6 @@ from tests.conftest import SECRET
 from tests.fundamentals.apps import Gate
 from tests.support.cluster import Cluster, eventually
 
-pytestmark = pytest.mark.xdist_group("forged")  # the tests share a cluster
 OTHER_SECRET = b"somebody-elses-key-0123456789abcdef"
 
 

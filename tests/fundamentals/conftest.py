@@ -13,14 +13,6 @@ from tests.conftest import SECRET
 from tests.support.cluster import Cluster
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, so that its cluster starts once."""
-    for item in items:
-        if item.path.parent.name == "fundamentals":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="module")
 def settings(broker_url: str) -> Iterator[Settings]:
     """Signed settings in a namespace of the file's own, which this process uses until the file ends."""

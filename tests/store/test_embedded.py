@@ -19,6 +19,7 @@ import redis
 
 from qserve.config import Settings
 from qserve.errors import BrokerBinaryMissing, BrokerInUse, BrokerUnavailable, SettingsError
+from qserve.store.connection import parse_url
 from qserve.store.embedded import EmbeddedBroker, find_binary, private_folder, shared_folder
 from tests.support.cluster import eventually
 
@@ -81,6 +82,15 @@ def test_it_is_safe_for_calls_and_for_its_owner_alone(broker):
         assert {name: client.config_get(name)[name] for name in wanted} == wanted
 
     assert broker.folder.stat().st_mode & 0o077 == 0
+
+
+def test_its_url_leads_to_it_wherever_it_lives(folder):
+    """Temporary folders have odd names on some systems."""
+    broker = start(folder / "50%25 @home #1")
+    with client_of(broker) as client:
+        assert client.ping()
+    assert parse_url(broker.url).path == str(broker.socket_path)
+    broker.stop()
 
 
 def test_it_leaves_nothing_when_it_is_stopped(broker):

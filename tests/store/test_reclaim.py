@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qserve.errors import BrokerUnavailable, CallRejected, ReplicaDiedError
+from qserve.store import calls
 from qserve.store.calls import MOST_PER_SWEEP
 from tests.store.queue import numbers_of
 
@@ -99,6 +100,37 @@ async def test_a_call_of_another_secret_is_refused_when_it_is_given_up(queue, ea
     with pytest.raises(CallRejected, match="signature is wrong"):
         await queue.answer(1)
     assert len(await ear.heard()) == 1
+
+
+@pytest.mark.leaves(pending=1, waiting=2, records=3, leases=1, consumers=1)
+async def test_calls_of_a_replica_that_nobody_knows_any_more_are_found(queue, server):
+    """Its host was lost while it drained: it stands in no assignment, and its calls would wait for ever."""
+    await queue.put(1, 2, 3)
+    await queue.take("lost", count=1)
+    await queue.take("draining", count=1)
+    await queue.take("alive", count=1)
+    server.set(queue.keys.lease("alive"), "1", px=60_000)
+
+    assert await queue.reclaimer().abandoned() == 2
+    assert await queue.reclaimer().abandoned() == 0
+
+    assert await calls.holders(queue.link, queue.keys) == {"alive": 1}
+
+
+@pytest.mark.leaves(waiting=1, records=1)
+async def test_a_call_that_was_taken_to_be_answered_runs_when_its_deployment_is_back(queue):
+    """The controller died between taking and answering, and the application was deployed again: nothing was charged."""
+    await queue.put(1)
+    await queue.take(calls.CLOSER)
+
+    assert await queue.reclaimer(max_retries=0).abandoned() == 1
+
+
+async def test_nobody_is_abandoned_in_a_queue_that_is_gone(queue):
+    """It is asked for while deployments come and go."""
+    assert await calls.retire(queue.link, queue.keys)
+
+    assert await queue.reclaimer().abandoned() == 0
 
 
 @pytest.mark.leaves(waiting=1, records=1)

@@ -276,3 +276,18 @@ async def test_fields_of_a_newer_version_are_passed_over(state, server):
     server.hset(state.keys.nodes, "n1", newer)
 
     assert await state.nodes() == ({}, {"n1": NODE})
+
+
+@pytest.mark.leaves(node_leases=1, assigned=1)
+async def test_records_that_cannot_be_read_are_passed_over(state, server, caplog):
+    """One field of junk must not stop the autoscaler, and with it every deployment of the namespace."""
+    await state.announce(NODE)
+    for name in (state.keys.nodes, state.keys.replicas, state.keys.statuses, state.keys.assignments("n1")):
+        server.hset(name, b"\xff", "{}")
+        server.hset(name, "junk", "junk")
+
+    seen = await state.snapshot()
+
+    assert seen.nodes == {"n1": NODE}
+    assert not any((seen.statuses, seen.replicas, seen.assignments))
+    assert "is passed over, it is no NodeRecord" in caplog.text
