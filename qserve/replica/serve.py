@@ -82,7 +82,7 @@ class Server:
             try:
                 # COUNT is per stream, and there are two.
                 pipe = await self._reader.ready()
-                entries = await store.take(pipe, self.keys, self.replica_id, max(1, free // 2), BLOCK_MS)
+                entries = await store.claim(pipe, self.keys, self.replica_id, max(1, free // 2), BLOCK_MS)
             except TransportError as error:
                 if self._draining:  # which has closed the connection
                     return
@@ -208,7 +208,7 @@ class Server:
     def _hand_back(self, entries: list[Entry]) -> None:
         for stream in (self.keys.front, self.keys.calls):
             if chosen := [entry for entry in entries if entry.stream == stream]:
-                self._spawn(self._reclaimer.take(stream, self.replica_id, chosen, "a drain", charge=False))
+                self._spawn(self._reclaimer.release(stream, self.replica_id, chosen, "a drain", charge=False))
 
     async def _hand_back_unseen(self) -> None:
         """While draining: entries that were given to the reading connection as it closed. Others may run them now."""
@@ -217,7 +217,7 @@ class Server:
         for stream in (self.keys.front, self.keys.calls):
             entries = await store.all_pending(await self._link.ready(), stream, self.replica_id)
             if unseen := [entry for entry in entries if entry.entry_id not in self._held()]:
-                await self._reclaimer.take(stream, self.replica_id, unseen, "a drain", charge=False)
+                await self._reclaimer.release(stream, self.replica_id, unseen, "a drain", charge=False)
 
     def _link_up(self, _pipe: Pipe) -> None:
         asyncio.get_running_loop().call_soon(self._replies.flush)

@@ -118,7 +118,7 @@ def _attempt(text: bytes) -> int:
     return int(text) if text.isdigit() and len(text) < 10 else 1
 
 
-async def take(pipe: Pipe, keys: DeploymentKeys, replica: str, count: int, block_ms: int) -> list[Entry]:
+async def claim(pipe: Pipe, keys: DeploymentKeys, replica: str, count: int, block_ms: int) -> list[Entry]:
     """Up to `count` entries of each stream, handed-back ones first; waits up to `block_ms` for the first.
 
     block_ms  0 does not wait

@@ -61,8 +61,8 @@ class Link:
     async def ready(self, timeout_s: float = 5.0) -> Pipe:
         """The open pipe.
 
-        Raises BrokerUnavailable with the last reason when there is none within `timeout_s`, BrokerDenied at once: waiting
-        does not mend a wrong password.
+        Raises BrokerUnavailable with the last reason when there is none within `timeout_s`, and BrokerDenied at once:
+        waiting does not mend a wrong password.
         """
         self.start()
         try:

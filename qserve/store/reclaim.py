@@ -38,7 +38,7 @@ class Reclaimer:
         total = 0
         for stream in (self._keys.front, self._keys.calls):
             while entries := await store.pending(await self._link.ready(), stream, replica):
-                await self.take(stream, replica, entries, cause, charge=charge)
+                await self.release(stream, replica, entries, cause, charge=charge)
                 total += len(entries)
         await self._link.call("UNLINK", self._keys.lease(replica))
         await store.reap(self._link, self._keys, replica)
@@ -57,7 +57,7 @@ class Reclaimer:
                 total += await self.all_of(name, "the loss of its lease", charge=name != store.CLOSER)
         return total
 
-    async def take(self, stream: str, replica: str, entries: Sequence[Entry], cause: str, *, charge: bool) -> None:
+    async def release(self, stream: str, replica: str, entries: Sequence[Entry], cause: str, *, charge: bool) -> None:
         """Hand entries of one stream back, or answer those whose attempts are used up."""
         again: list[tuple[Entry, bytes]] = []
         for entry in entries:

@@ -53,9 +53,9 @@ class Queue:
         taken: list[int] = await _reply(answer)
         return taken
 
-    async def take(self, replica: str = "r1", count: int = 10) -> list[Entry]:
+    async def claim(self, replica: str = "r1", count: int = 10) -> list[Entry]:
         """What a replica with free slots is given, without waiting for more."""
-        return await calls.take(await self.pipe(), self.keys, replica, count, 0)
+        return await calls.claim(await self.pipe(), self.keys, replica, count, 0)
 
     # Out
 

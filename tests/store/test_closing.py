@@ -17,7 +17,7 @@ GONE = DeploymentUnavailableError("Deployment 'Echo' was deleted before the call
 async def test_calls_that_wait_are_answered_in_both_streams(queue, ear):
     """The deployment is deleted: a caller must hear that, and not wait for a replica that never comes."""
     await queue.put(1, 2)
-    await queue.hand_back("r1", *await queue.take("r1", count=1))
+    await queue.hand_back("r1", *await queue.claim("r1", count=1))
     await queue.leave("r1")
     await queue.put(3)
 
@@ -34,7 +34,7 @@ async def test_calls_that_wait_are_answered_in_both_streams(queue, ear):
 async def test_calls_that_run_are_left_to_their_replicas(queue):
     """They were accepted, and started: a delete drains, it does not break off."""
     await queue.put(1)
-    await queue.take("r1")
+    await queue.claim("r1")
 
     assert await close(queue) == 0
 

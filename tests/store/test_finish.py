@@ -17,7 +17,7 @@ from tests.store.queue import id_of
 async def test_a_reply_frees_the_queue_and_tells_the_caller(queue, ear):
     """Reply, acknowledgement and removal are one step: half of it would run a call again, or fill the memory."""
     await queue.put(1, 2)
-    done = [queue.finished(entry) for entry in await queue.take()]
+    done = [queue.finished(entry) for entry in await queue.claim()]
 
     assert await queue.store(done) == 0
 
@@ -31,7 +31,7 @@ async def test_a_reply_frees_the_queue_and_tells_the_caller(queue, ear):
 async def test_a_reply_that_nobody_fetches_goes_by_itself(queue, server):
     """Callers die. What they left must not fill the memory for ever."""
     await queue.put(1)
-    await queue.finish(*await queue.take())
+    await queue.finish(*await queue.claim())
     await queue.leave("r1")
 
     left_ms = server.pttl(queue.keys.record(id_of(1)))
@@ -42,7 +42,7 @@ async def test_a_reply_that_nobody_fetches_goes_by_itself(queue, server):
 async def test_a_replica_whose_call_was_handed_back_is_fenced(queue, ear):
     """It was paused, another one has the call: the caller must hear one answer, from the one that holds it."""
     await queue.put(1)
-    held = await queue.take()
+    held = await queue.claim()
     await queue.hand_back("r1", *held)
 
     assert await queue.finish(*held) == 1
@@ -56,7 +56,7 @@ async def test_a_replica_whose_call_was_handed_back_is_fenced(queue, ear):
 async def test_a_call_that_another_process_answered_is_fenced(queue, ear):
     """Its worker gave the call up and said so; the caller must not hear a second, different answer."""
     await queue.put(1)
-    held = await queue.take()
+    held = await queue.claim()
     assert await calls.finish_one(queue.link, queue.keys, queue.finished(held[0], "given up"))
 
     assert not await calls.finish_one(queue.link, queue.keys, queue.finished(held[0], "done after all"))
@@ -70,7 +70,7 @@ async def test_a_call_that_another_process_answered_is_fenced(queue, ear):
 async def test_an_entry_deleted_by_hand_is_still_answered_by_its_owner(queue, ear, server):
     """An operator's XDEL leaves the call with its replica and nobody else: dropping the reply would be silence."""
     await queue.put(1)
-    held = await queue.take()
+    held = await queue.claim()
     server.xdel(queue.keys.calls, held[0].entry_id)
 
     assert await queue.finish(*held) == 0
@@ -83,7 +83,7 @@ async def test_an_entry_deleted_by_hand_is_still_answered_by_its_owner(queue, ea
 async def test_one_fenced_call_does_not_hold_up_its_batch(queue, ear):
     """Replies of one turn travel together; each is judged by itself."""
     await queue.put(1, 2, 3)
-    held = await queue.take()
+    held = await queue.claim()
     await queue.hand_back("r1", held[1])
 
     assert await queue.finish(*held) == 1
@@ -97,7 +97,7 @@ async def test_one_fenced_call_does_not_hold_up_its_batch(queue, ear):
 async def test_a_reply_sent_again_answers_once(queue, ear):
     """The connection broke before the confirmation came: the replica offers its reply again."""
     await queue.put(1)
-    batch = [queue.finished(entry) for entry in await queue.take()]
+    batch = [queue.finished(entry) for entry in await queue.claim()]
     await queue.store(batch)
 
     assert await queue.store(batch) == 1
@@ -110,7 +110,7 @@ async def test_a_reply_sent_again_answers_once(queue, ear):
 async def test_everybody_who_watches_hears_the_reply(queue, ear):
     """A replica waits for another call's result as its argument; it must not find out by polling."""
     await queue.put(1)
-    held = await queue.take()
+    held = await queue.claim()
     for watcher in ("elsewhere", queue.inbox):
         await replies.watch(queue.link, queue.keys, id_of(1), watcher)
 
@@ -125,7 +125,7 @@ async def test_everybody_who_watches_hears_the_reply(queue, ear):
 async def test_an_inbox_hears_its_own_replies_only(queue, ear):
     """Replies to several callers leave in one script; each caller gets what is its own."""
     await queue.put(1, 2)
-    first, second = await queue.take()
+    first, second = await queue.claim()
     theirs = Finished(second, id_of(2), "somebody-else", queue.reply(id_of(2), "theirs"))
 
     await queue.store([queue.finished(first), theirs])
@@ -138,7 +138,7 @@ async def test_an_inbox_hears_its_own_replies_only(queue, ear):
 async def test_a_large_reply_is_told_by_its_id(queue, ear):
     """The server closes subscribers that fall behind by megabytes: large replies are fetched instead."""
     await queue.put(1, 2)
-    inline, large = await queue.take()
+    inline, large = await queue.claim()
     fits = sized_reply(queue, id_of(1), INLINE_REPLY_BYTES)
     too_large = sized_reply(queue, id_of(2), INLINE_REPLY_BYTES + 1)
 
@@ -155,7 +155,7 @@ async def test_a_large_reply_is_told_by_its_id(queue, ear):
 async def test_a_reply_counts_though_the_group_was_destroyed(queue, ear, server):
     """Without a group nothing can be acknowledged; the entry is still there, so nobody else has answered."""
     await queue.put(1)
-    held = await queue.take()
+    held = await queue.claim()
     server.xgroup_destroy(queue.keys.calls, GROUP)
 
     assert await queue.finish(*held) == 0
@@ -169,10 +169,10 @@ async def test_a_reply_counts_though_the_group_was_destroyed(queue, ear, server)
 async def test_a_call_given_out_twice_by_a_new_group_is_answered_once(queue, ear, server):
     """A group made again gives everything out again. Whoever is first answers; the other one is fenced."""
     await queue.put(1)
-    first = await queue.take("r1")
+    first = await queue.claim("r1")
     server.xgroup_destroy(queue.keys.calls, GROUP)
-    assert await queue.take("r2") == []  # makes the group again
-    second = await queue.take("r2")
+    assert await queue.claim("r2") == []  # makes the group again
+    second = await queue.claim("r2")
 
     assert await queue.finish(*first, value="first") == 0
     assert await queue.finish(*second, value="second") == 1
@@ -187,7 +187,7 @@ async def test_a_call_given_out_twice_by_a_new_group_is_answered_once(queue, ear
 async def test_a_reply_whose_record_was_lost_still_reaches_the_caller(queue, ear):
     """The caller waits for it; that nobody can look the call up is no reason to drop its answer."""
     await queue.put(1)
-    held = await queue.take()
+    held = await queue.claim()
     await queue.forget(1)
 
     assert await queue.finish(*held) == 0
@@ -202,7 +202,7 @@ async def test_a_copied_entry_answers_nothing(queue, ear, server, order):
     """Whoever can write to Redis can replay a signed call; the caller must hear of the call that it made, once."""
     await queue.put(1)
     server.xadd(queue.keys.calls, {"c": queue.sealed(1)[1]})
-    held = await queue.take()
+    held = await queue.claim()
     original, copy = held
 
     for index in order:
@@ -222,7 +222,7 @@ async def test_a_copied_entry_leaves_the_watchers_of_the_call(queue, ear, server
     server.xadd(queue.keys.calls, {"c": queue.sealed(1)[1]})
     await replies.watch(queue.link, queue.keys, id_of(1), queue.inbox)
     before = await queue.record(1)
-    original, copy = await queue.take()
+    original, copy = await queue.claim()
 
     await queue.finish(copy)
 
@@ -236,7 +236,7 @@ async def test_a_copied_entry_leaves_the_watchers_of_the_call(queue, ear, server
 async def test_a_record_of_another_type_does_not_cost_other_calls_their_replies(queue, ear, server):
     """A script is not rolled back when it fails in the middle: the replies behind the bad one would be lost."""
     await queue.put(1, 2, 3)
-    held = await queue.take()
+    held = await queue.claim()
     server.delete(queue.keys.record(id_of(2)))
     server.lpush(queue.keys.record(id_of(2)), "junk")
 
@@ -251,7 +251,7 @@ async def test_a_record_of_another_type_does_not_cost_other_calls_their_replies(
 async def test_a_server_without_memory_takes_replies(queue, ear, full):
     """Finishing is what frees memory: refusing it would keep the server full for ever."""
     await queue.put(1)
-    held = await queue.take()
+    held = await queue.claim()
     with full():
         assert await queue.finish(*held) == 0
 
@@ -264,7 +264,7 @@ async def test_the_largest_batch_fits_into_one_script(queue, ear):
     """Lua bounds how many values one command can be given; the limit of a batch must stay below it."""
     await queue.put(*range(calls.MOST_PER_SCRIPT))
 
-    assert await queue.finish(*await queue.take(count=calls.MOST_PER_SCRIPT)) == 0
+    assert await queue.finish(*await queue.claim(count=calls.MOST_PER_SCRIPT)) == 0
 
     assert len(await ear.heard()) == calls.MOST_PER_SCRIPT
     await queue.leave("r1")

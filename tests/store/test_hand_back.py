@@ -16,10 +16,10 @@ async def test_a_call_goes_to_the_front_and_its_attempt_counts_when_its_replica_
     """A call that kills replicas must end some day; one that a drain interrupts has done nothing wrong."""
     await queue.put(1)
 
-    assert await queue.hand_back("r1", *await queue.take("r1"), charge=charge) == 1
+    assert await queue.hand_back("r1", *await queue.claim("r1"), charge=charge) == 1
     await queue.leave("r1")
 
-    (again,) = await queue.take("r2")
+    (again,) = await queue.claim("r2")
     assert (again.stream, again.attempt, again.envelope) == (queue.keys.front, attempt, queue.sealed(1)[1])
 
 
@@ -28,28 +28,28 @@ async def test_attempts_add_up(queue):
     """A call handed back from the front is in its third attempt, not again in its second."""
     await queue.put(1)
     for replica in ("r1", "r2"):
-        await queue.hand_back(replica, *await queue.take(replica))
+        await queue.hand_back(replica, *await queue.claim(replica))
         await queue.leave(replica)
 
-    assert [entry.attempt for entry in await queue.take("r3")] == [3]
+    assert [entry.attempt for entry in await queue.claim("r3")] == [3]
 
 
 @pytest.mark.leaves(pending=4, records=4, consumers=1)
 async def test_calls_handed_back_come_first_and_keep_their_order(queue):
     """They have waited once already, and first in, first out holds among them."""
     await queue.put(1, 2, 3)
-    await queue.hand_back("r1", *await queue.take("r1"))
+    await queue.hand_back("r1", *await queue.claim("r1"))
     await queue.leave("r1")
     await queue.put(4)
 
-    assert numbers_of(await queue.take("r2")) == [1, 2, 3, 4]
+    assert numbers_of(await queue.claim("r2")) == [1, 2, 3, 4]
 
 
 @pytest.mark.leaves(waiting=1, records=1)
 async def test_the_record_points_to_the_new_entry(queue):
     """Whoever asks where the call stands must find it, or a call that runs would show as lost."""
     await queue.put(1)
-    await queue.hand_back("r1", *await queue.take("r1"))
+    await queue.hand_back("r1", *await queue.claim("r1"))
     await queue.leave("r1")
 
     at = replies.place(queue.keys, await queue.record(1))
@@ -62,8 +62,8 @@ async def test_watchers_stay_with_the_call(queue, ear):
     """Who waits for the result must hear it from the second replica as from the first."""
     await queue.put(1)
     await replies.watch(queue.link, queue.keys, id_of(1), queue.inbox)
-    await queue.hand_back("r1", *await queue.take("r1"))
-    (again,) = await queue.take("r2")
+    await queue.hand_back("r1", *await queue.claim("r1"))
+    (again,) = await queue.claim("r2")
 
     await queue.store([calls.Finished(again, id_of(1), "", queue.reply(id_of(1), "done"))])
 
@@ -75,9 +75,9 @@ async def test_watchers_stay_with_the_call(queue, ear):
 async def test_only_the_new_owner_answers(queue, ear):
     """The old owner was paused, not dead, and finishes before the new one: its reply must not count."""
     await queue.put(1)
-    old = await queue.take("r1")
+    old = await queue.claim("r1")
     await queue.hand_back("r1", *old)
-    new = await queue.take("r2")
+    new = await queue.claim("r2")
 
     assert await queue.finish(*old, value="late") == 1
     assert await queue.finish(*new, value="second attempt") == 0
@@ -91,7 +91,7 @@ async def test_only_the_new_owner_answers(queue, ear):
 async def test_a_call_that_another_replica_holds_is_left_alone(queue):
     """A worker that acts on an old view must not take a call away from the replica that runs it now."""
     await queue.put(1)
-    held = await queue.take("r1")
+    held = await queue.claim("r1")
 
     assert await queue.hand_back("r2", *held) == 0
 
@@ -102,7 +102,7 @@ async def test_a_call_that_another_replica_holds_is_left_alone(queue):
 async def test_handing_back_twice_moves_a_call_once(queue):
     """The worker and the controller may both find the replica dead; the call must not run twice for it."""
     await queue.put(1)
-    held = await queue.take("r1")
+    held = await queue.claim("r1")
 
     assert await queue.hand_back("r1", *held) == 1
     assert await queue.hand_back("r1", *held) == 0
@@ -115,7 +115,7 @@ async def test_handing_back_twice_moves_a_call_once(queue):
 async def test_a_call_that_was_answered_meanwhile_is_left_alone(queue):
     """Its replica finished between the look and the act: handing it back would run it again and drop the reply."""
     await queue.put(1)
-    held = await queue.take("r1")
+    held = await queue.claim("r1")
     await queue.finish(*held)
 
     assert await queue.hand_back("r1", *held) == 0
@@ -128,7 +128,7 @@ async def test_a_call_that_was_answered_meanwhile_is_left_alone(queue):
 async def test_without_a_group_nothing_is_held(queue, server):
     """After a FLUSH or an XGROUP DESTROY all entries wait again: moving them would make copies."""
     await queue.put(1)
-    held = await queue.take("r1")
+    held = await queue.claim("r1")
     server.xgroup_destroy(queue.keys.calls, GROUP)
 
     assert await queue.hand_back("r1", *held) == 0
@@ -140,7 +140,7 @@ async def test_without_a_group_nothing_is_held(queue, server):
 async def test_a_record_that_was_lost_is_made_again(queue):
     """The call still runs: whoever asks for it must not be told that it is lost."""
     await queue.put(1)
-    held = await queue.take("r1")
+    held = await queue.claim("r1")
     await queue.forget(1)
 
     assert await queue.hand_back("r1", *held) == 1
@@ -152,7 +152,7 @@ async def test_a_copied_entry_is_dropped(queue, server):
     """A replayed entry must not take the place of the call it was copied from, nor live on as a call of its own."""
     await queue.put(1)
     server.xadd(queue.keys.calls, {"c": queue.sealed(1)[1]})
-    original, copy = await queue.take("r1")
+    original, copy = await queue.claim("r1")
 
     assert await queue.hand_back("r1", copy) == 0
 
@@ -166,7 +166,7 @@ async def test_a_copied_entry_does_not_undo_a_reply(queue, server):
     """The call was answered; its record holds the reply until somebody has read it."""
     await queue.put(1)
     server.xadd(queue.keys.calls, {"c": queue.sealed(1)[1]})
-    original, copy = await queue.take("r1")
+    original, copy = await queue.claim("r1")
     await queue.finish(original)
 
     assert await queue.hand_back("r1", copy) == 0
@@ -179,7 +179,7 @@ async def test_a_copied_entry_does_not_undo_a_reply(queue, server):
 async def test_a_server_without_memory_hands_back(queue, full):
     """What is added is deleted in the same step; refusing it would strand the calls of a dead replica."""
     await queue.put(1)
-    held = await queue.take("r1")
+    held = await queue.claim("r1")
     with full():
         assert await queue.hand_back("r1", *held) == 1
     await queue.leave("r1")
@@ -189,7 +189,7 @@ async def test_a_server_without_memory_hands_back(queue, full):
 async def test_a_record_of_another_type_does_not_multiply_the_call(queue, server):
     """A script that fails after it added and before it deleted adds one more copy with each attempt."""
     await queue.put(1, 2)
-    held = await queue.take("r1")
+    held = await queue.claim("r1")
     server.delete(queue.keys.record(id_of(1)))
     server.lpush(queue.keys.record(id_of(1)), "junk")
 
@@ -204,5 +204,5 @@ async def test_a_whole_sweep_fits_into_one_script(queue):
     """A dead replica's calls go back in pages; a page must not be more than a script can do."""
     await queue.put(*range(MOST_PER_SWEEP))
 
-    assert await queue.hand_back("r1", *await queue.take("r1", count=MOST_PER_SWEEP)) == MOST_PER_SWEEP
+    assert await queue.hand_back("r1", *await queue.claim("r1", count=MOST_PER_SWEEP)) == MOST_PER_SWEEP
     await queue.leave("r1")

@@ -15,8 +15,8 @@ from tests.store.queue import numbers_of
 async def test_a_replica_s_calls_are_told_oldest_first_and_nobody_else_s(queue):
     """They go back to the front in this order; another replica's calls run on."""
     await queue.put(1, 2, 3)
-    await queue.take("r1", count=2)
-    await queue.take("r2")
+    await queue.claim("r1", count=2)
+    await queue.claim("r2")
 
     assert numbers_of(await held_by(queue, "r1")) == [1, 2]
     assert numbers_of(await held_by(queue, "r2")) == [3]
@@ -27,7 +27,7 @@ async def test_more_than_a_page_is_told_in_pages(queue):
     """A script blocks the server while it runs, so it is bounded; what is behind its bound must not be forgotten."""
     numbers = list(range(2 * MOST_PER_SWEEP + 1))
     await queue.put(*numbers)
-    await queue.take("r1", count=len(numbers))
+    await queue.claim("r1", count=len(numbers))
 
     assert len(await calls.pending(await queue.pipe(), queue.keys.calls, "r1")) == MOST_PER_SWEEP
     assert numbers_of(await held_by(queue, "r1")) == numbers
@@ -39,7 +39,7 @@ async def test_large_envelopes_fill_a_page_sooner(queue, server, monkeypatch):
     monkeypatch.setattr(calls, "_SWEEP_BYTES", 100_000)
     for _ in range(3):
         server.xadd(queue.keys.calls, {"c": b"x" * 100_000})
-    await queue.take("r1")
+    await queue.claim("r1")
 
     assert len(await calls.pending(await queue.pipe(), queue.keys.calls, "r1")) == 1
     assert len(await held_by(queue, "r1")) == 3
@@ -50,7 +50,7 @@ async def test_deleted_entries_are_acknowledged_and_hide_nothing(queue, server):
     """An XDEL by hand leaves the entry pending for ever; a page full of such must not look like the end."""
     numbers = range(1, MOST_PER_SWEEP + 3)
     await queue.put(*numbers)
-    held = await queue.take("r1", count=len(numbers))
+    held = await queue.claim("r1", count=len(numbers))
     server.xdel(queue.keys.calls, *(entry.entry_id for entry in held[:-1]))
     await queue.forget(*numbers[:-1])
 
@@ -83,7 +83,7 @@ async def test_entries_that_qserve_did_not_write_are_told_too(queue, server):
     for fields in ({"a": "x"}, {"c": b"\xff\x00", "a": "-1"}, {"a": nines}, {"z": "1"}, {"c": "", "a": "7"}):
         server.xadd(queue.keys.calls, fields)
 
-    taken = await queue.take("r1")
+    taken = await queue.claim("r1")
     assert [entry.attempt for entry in taken] == [1, 1, 1, 1, 7]
     assert await held_by(queue, "r1") == taken
 

@@ -95,14 +95,14 @@ class Life(RuleBasedStateMachine):
         self.add(new[:taken])
 
     @rule(replica=replicas, count=st.integers(1, 3))
-    def take(self, replica: str, count: int) -> None:
+    def claim(self, replica: str, count: int) -> None:
         """A replica takes calls: handed-back ones first, each stream in its order."""
         expected = []
         for stream in (self.keys.front, self.keys.calls):
             running = {entry_id for entries in self.held.values() for entry_id in entries}
             expected += [number for entry_id, number in self.live[stream].items() if entry_id not in running][:count]
 
-        entries = self.do(self.queue.take(replica, count))
+        entries = self.do(self.queue.claim(replica, count))
 
         assert numbers_of(entries) == expected
         self.held[replica].update((entry.entry_id, entry) for entry in entries)
@@ -221,7 +221,7 @@ class Life(RuleBasedStateMachine):
         """Finish all that is left, and count."""
         for replica in self.held:
             self.lose(replica, charge=False)
-        while entries := self.do(self.queue.take("r1")):
+        while entries := self.do(self.queue.claim("r1")):
             for entry in entries:
                 assert self.do(self.queue.finish(entry)) == 0
                 self.answer(entry, "settled")

@@ -13,7 +13,7 @@ async def test_calls_are_given_out_in_the_order_they_were_put(queue):
     """First in, first out: nobody is overtaken inside a priority."""
     assert await queue.put(3, 1, 2) == [3, 0]
 
-    assert numbers_of(await queue.take()) == [3, 1, 2]
+    assert numbers_of(await queue.claim()) == [3, 1, 2]
 
 
 @pytest.mark.leaves(waiting=2, records=2)
@@ -38,11 +38,11 @@ async def test_a_batch_that_overlaps_an_earlier_one_adds_only_what_is_new(queue)
 async def test_a_call_that_was_answered_is_not_put_again(queue):
     """The answer may overtake the confirmation of the put; sending it again must neither run it nor lose its reply."""
     await queue.put(1)
-    await queue.finish(*await queue.take(), value="first")
+    await queue.finish(*await queue.claim(), value="first")
     await queue.leave("r1")
 
     assert (await queue.put(1))[0] == 1
-    assert await queue.take("r2") == []
+    assert await queue.claim("r2") == []
     await queue.leave("r2")
     assert await queue.answer(1) == "first"
 
@@ -60,7 +60,7 @@ async def test_a_full_queue_takes_exactly_as_many_as_its_limit(queue):
 async def test_calls_that_run_do_not_count_as_waiting(queue):
     """The limit bounds the queue, not the work: slots are counted elsewhere."""
     await queue.put(1, 2, 3, limit=3)
-    await queue.take(count=2)
+    await queue.claim(count=2)
 
     assert await queue.put(4, 5, 6, limit=3) == [2, 3]
 
@@ -69,7 +69,7 @@ async def test_calls_that_run_do_not_count_as_waiting(queue):
 async def test_calls_handed_back_count_as_waiting(queue):
     """They wait in another stream; a bound that forgot them would let the queue grow by every dead replica."""
     await queue.put(1, 2)
-    await queue.hand_back("r1", *await queue.take())
+    await queue.hand_back("r1", *await queue.claim())
     await queue.leave("r1")
 
     assert await queue.put(3, 4, limit=3) == [1, 3]
@@ -96,7 +96,7 @@ async def test_a_deployment_that_is_gone_takes_nothing(queue, limit):
 async def test_a_batch_sent_again_to_a_deployment_that_is_gone_by_now_keeps_its_answers(queue, limit):
     """The deployment was deleted after it had answered: the calls were taken, and stay so."""
     await queue.put(1, 2, limit=limit)
-    await queue.finish(*await queue.take())
+    await queue.finish(*await queue.claim())
     await queue.leave("r1")
     assert await calls.retire(queue.link, queue.keys)
 

@@ -17,7 +17,7 @@ from tests.store.queue import id_of
 async def test_the_caller_of_a_refused_call_is_told(queue, ear):
     """It has another secret key, or an older version: it must hear that, not wait for ever."""
     await queue.put(1)
-    (entry,) = await queue.take()
+    (entry,) = await queue.claim()
 
     assert await calls.quarantine(queue.link, queue.keys, entry, "its signature is wrong", refusal(queue, 1))
 
@@ -33,7 +33,7 @@ async def test_whoever_watches_a_refused_call_is_told_too(queue, ear):
     """Another process waits for the result as its argument."""
     await queue.put(1)
     await replies.watch(queue.link, queue.keys, id_of(1), queue.inbox)
-    (entry,) = await queue.take()
+    (entry,) = await queue.claim()
     call_id, _, reply = refusal(queue, 1)
 
     await calls.quarantine(queue.link, queue.keys, entry, "why", (call_id, "somebody-else", reply))
@@ -47,7 +47,7 @@ async def test_a_forged_entry_cannot_answer_the_call_that_it_names(queue, ear, s
     """The id of a call is no secret: whoever writes it into an entry of his own must not fail that call."""
     await queue.put(1)
     server.xadd(queue.keys.calls, {"c": queue.sealed(1)[1][:-1] + b"!"})
-    _, forged = await queue.take()
+    _, forged = await queue.claim()
 
     await calls.quarantine(queue.link, queue.keys, forged, "its signature is wrong", refusal(queue, 1))
 
@@ -59,7 +59,7 @@ async def test_a_forged_entry_cannot_answer_the_call_that_it_names(queue, ear, s
 async def test_what_is_kept_says_why_and_holds_the_first_bytes(queue, server):
     """Somebody has to find out who wrote it, and a huge entry must not be kept whole."""
     server.xadd(queue.keys.calls, {"c": b"junk" * 10_000})
-    (entry,) = await queue.take()
+    (entry,) = await queue.claim()
 
     await calls.quarantine(queue.link, queue.keys, entry, "no header", None)
 
@@ -72,7 +72,7 @@ async def test_what_is_kept_says_why_and_holds_the_first_bytes(queue, server):
 async def test_an_entry_is_kept_once(queue, server):
     """Two processes may refuse the same entry: its replica, and its worker after the replica's death."""
     server.xadd(queue.keys.calls, {"c": b"junk"})
-    (entry,) = await queue.take()
+    (entry,) = await queue.claim()
 
     assert await calls.quarantine(queue.link, queue.keys, entry, "no header", None)
     assert not await calls.quarantine(queue.link, queue.keys, entry, "no header", None)

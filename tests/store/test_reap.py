@@ -11,7 +11,7 @@ from qserve.wire.keys import GROUP
 
 async def test_a_replica_that_holds_nothing_is_forgotten_in_both_streams(queue, server):
     """Consumers are never removed by the server: one for each restart adds up to millions."""
-    await queue.take("r1")
+    await queue.claim("r1")
 
     assert await calls.reap(queue.link, queue.keys, "r1")
 
@@ -23,7 +23,7 @@ async def test_a_replica_that_holds_nothing_is_forgotten_in_both_streams(queue, 
 async def test_a_replica_that_holds_a_call_stays(queue):
     """XGROUP DELCONSUMER drops what the consumer holds: the call would be lost."""
     await queue.put(1)
-    await queue.take("r1")
+    await queue.claim("r1")
 
     assert not await calls.reap(queue.link, queue.keys, "r1")
     assert await queue.lengths() == (1, 1)
@@ -33,9 +33,9 @@ async def test_a_replica_that_holds_a_call_stays(queue):
 async def test_a_replica_that_holds_a_call_of_the_front_stays(queue):
     """A look at one of the two streams is not enough."""
     await queue.put(1)
-    await queue.hand_back("r1", *await queue.take("r1"))
+    await queue.hand_back("r1", *await queue.claim("r1"))
     await queue.leave("r1")
-    await queue.take("r2")
+    await queue.claim("r2")
 
     assert not await calls.reap(queue.link, queue.keys, "r2")
 
@@ -44,7 +44,7 @@ async def test_a_replica_that_holds_a_call_of_the_front_stays(queue):
 async def test_a_replica_with_its_lease_stays(queue, server):
     """It lives, and may be given a call at any moment."""
     await queue.put(1)
-    await queue.finish(*await queue.take("r1"))
+    await queue.finish(*await queue.claim("r1"))
     await queue.forget(1)
     server.set(queue.keys.lease("r1"), "1", px=60_000)
 

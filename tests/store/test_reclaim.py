@@ -14,19 +14,19 @@ from tests.store.queue import numbers_of
 async def test_a_dead_replica_s_calls_go_to_the_next_one(queue, server):
     """This is the promise: a call outlives the replica that took it."""
     await queue.put(1, 2)
-    await queue.take("r1")
+    await queue.claim("r1")
     server.set(queue.keys.lease("r1"), "1", px=60_000)
 
     assert await queue.reclaimer().all_of("r1", "SIGKILL") == 2
 
-    entries = await queue.take("r2")
+    entries = await queue.claim("r2")
     assert numbers_of(entries) == [1, 2]
     assert [entry.attempt for entry in entries] == [2, 2]
 
 
 async def test_nothing_is_left_of_a_dead_replica(queue, server):
     """Lease and consumer go with it."""
-    await queue.take("r1")
+    await queue.claim("r1")
     server.set(queue.keys.lease("r1"), "1", px=60_000)
 
     assert await queue.reclaimer().all_of("r1", "SIGKILL") == 0
@@ -37,7 +37,7 @@ async def test_more_calls_than_one_sweep_handles_all_go_back(queue):
     """What a replica with many slots held must not be stranded behind the first page."""
     numbers = list(range(2 * MOST_PER_SWEEP + 1))
     await queue.put(*numbers)
-    await queue.take("r1", count=len(numbers))
+    await queue.claim("r1", count=len(numbers))
 
     assert await queue.reclaimer().all_of("r1", "SIGKILL") == len(numbers)
 
@@ -47,13 +47,13 @@ async def test_a_call_whose_attempts_are_used_up_is_answered_and_kept(queue, ear
     """A call that kills every replica must end: with an error that says so, and with its bytes kept for inspection."""
     await queue.put(1)
     for number in range(3):
-        await queue.take(f"r{number}")
+        await queue.claim(f"r{number}")
         await queue.reclaimer(max_retries=2).all_of(f"r{number}", "SIGSEGV")
 
     with pytest.raises(ReplicaDiedError, match=r"given up after 3 attempts: .* by SIGSEGV"):
         await queue.answer(1)
     assert len(await ear.heard()) == 1
-    assert await queue.take("r9") == []
+    assert await queue.claim("r9") == []
     await queue.leave("r9")
     ((_, letter),) = server.xrange(queue.keys.dead)
     assert letter[b"attempts"] == b"3"
@@ -65,7 +65,7 @@ async def test_drains_never_use_attempts_up(queue):
     """Ten rolling upgrades in a row are no reason to give a long call up."""
     await queue.put(1)
     for number in range(10):
-        await queue.take(f"r{number}")
+        await queue.claim(f"r{number}")
         await queue.reclaimer(max_retries=0).all_of(f"r{number}", "a drain", charge=False)
 
 
@@ -76,7 +76,7 @@ async def test_entries_that_cannot_be_read_go_into_quarantine(queue, server):
     server.xadd(queue.keys.calls, {"c": b"junk"})
     server.xadd(queue.keys.calls, {"other": b"field"})
     await queue.put(2)
-    await queue.take("r1")
+    await queue.claim("r1")
 
     assert await queue.reclaimer().all_of("r1", "SIGKILL") == 4
 
@@ -93,7 +93,7 @@ async def test_a_call_of_another_secret_is_refused_when_it_is_given_up(queue, ea
     server.xdel(queue.keys.calls, entry_id)
     forged = server.xadd(queue.keys.calls, {"c": bytes(envelope)})
     server.set(queue.keys.record((1).to_bytes(16)), b"Qc" + forged)
-    await queue.take("r1")
+    await queue.claim("r1")
 
     await queue.reclaimer(max_retries=0).all_of("r1", "SIGKILL")
 
@@ -106,9 +106,9 @@ async def test_a_call_of_another_secret_is_refused_when_it_is_given_up(queue, ea
 async def test_calls_of_a_replica_that_nobody_knows_any_more_are_found(queue, server):
     """Its host was lost while it drained: it stands in no assignment, and its calls would wait for ever."""
     await queue.put(1, 2, 3)
-    await queue.take("lost", count=1)
-    await queue.take("draining", count=1)
-    await queue.take("alive", count=1)
+    await queue.claim("lost", count=1)
+    await queue.claim("draining", count=1)
+    await queue.claim("alive", count=1)
     server.set(queue.keys.lease("alive"), "1", px=60_000)
 
     assert await queue.reclaimer().abandoned() == 2
@@ -121,7 +121,7 @@ async def test_calls_of_a_replica_that_nobody_knows_any_more_are_found(queue, se
 async def test_a_call_that_was_taken_to_be_answered_runs_when_its_deployment_is_back(queue):
     """The controller died between taking and answering, and the application was deployed again: nothing was charged."""
     await queue.put(1)
-    await queue.take(calls.CLOSER)
+    await queue.claim(calls.CLOSER)
 
     assert await queue.reclaimer(max_retries=0).abandoned() == 1
 
@@ -137,11 +137,11 @@ async def test_nobody_is_abandoned_in_a_queue_that_is_gone(queue):
 async def test_two_that_reclaim_move_each_call_once(queue):
     """The worker sees its child die while the controller sees the worker's lease lapse."""
     await queue.put(1)
-    held = await queue.take("r1")
+    held = await queue.claim("r1")
     worker, controller = queue.reclaimer(), queue.reclaimer()
 
-    await worker.take(queue.keys.calls, "r1", held, "SIGKILL", charge=True)
-    await controller.take(queue.keys.calls, "r1", held, "the loss of its node", charge=True)
+    await worker.release(queue.keys.calls, "r1", held, "SIGKILL", charge=True)
+    await controller.release(queue.keys.calls, "r1", held, "the loss of its node", charge=True)
     await queue.leave("r1")
 
     assert await queue.lengths() == (1, 0)
@@ -151,10 +151,10 @@ async def test_two_that_reclaim_move_each_call_once(queue):
 async def test_a_replica_that_still_lives_and_takes_again_keeps_what_it_took(queue):
     """Its worker was paused and it was declared dead: what it takes after that must not go with its consumer."""
     await queue.put(1)
-    await queue.take("r1")
+    await queue.claim("r1")
     await queue.reclaimer().all_of("r1", "the loss of its node")
 
-    assert [entry.attempt for entry in await queue.take("r1")] == [2]
+    assert [entry.attempt for entry in await queue.claim("r1")] == [2]
     await queue.leave()
 
 
@@ -162,7 +162,7 @@ async def test_a_replica_that_still_lives_and_takes_again_keeps_what_it_took(que
 async def test_trouble_with_the_server_leaves_the_calls_for_the_next_try(queue):
     """A closed connection in the middle must not look like done."""
     await queue.put(1)
-    await queue.take("r1")
+    await queue.claim("r1")
     reclaimer = queue.reclaimer()
     pipe = await queue.pipe()
     pipe.close()

@@ -64,7 +64,7 @@ def test_junk_in_an_inbox_is_survived(note):
 async def test_records_are_fetched_in_the_order_asked_for(queue):
     """A client looks all its open calls up at once; each answer belongs to one of them."""
     await queue.put(1, 2)
-    await queue.finish((await queue.take("r1", count=1))[0])
+    await queue.finish((await queue.claim("r1", count=1))[0])
     await queue.leave("r1")
 
     found = await replies.fetch(queue.link, [queue.keys.record(id_of(n)) for n in (2, 3, 1)])
@@ -76,7 +76,7 @@ async def test_records_are_fetched_in_the_order_asked_for(queue):
 async def test_it_is_known_which_replica_runs_a_call(queue):
     """The status of a response tells running from waiting."""
     await queue.put(1, 2)
-    await queue.take("r1", count=1)
+    await queue.claim("r1", count=1)
 
     running, waiting = [replies.place(queue.keys, await queue.record(n)) for n in (1, 2)]
     assert await replies.running_on(queue.link, running) == ("r1", 1)
@@ -111,5 +111,5 @@ async def test_a_reply_is_put_back_for_a_reader_that_comes_later_but_never_over_
 async def answered(queue, number):
     """A call that was put, run and answered."""
     await queue.put(number)
-    await queue.finish(*await queue.take("r1"))
+    await queue.finish(*await queue.claim("r1"))
     await queue.leave("r1")

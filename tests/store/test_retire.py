@@ -9,7 +9,7 @@ from qserve.store import calls
 
 async def test_an_empty_queue_goes_with_all_that_belongs_to_it(queue, server):
     """What is left of a deleted deployment would be there for ever."""
-    await queue.take("r1")
+    await queue.claim("r1")
 
     assert await calls.retire(queue.link, queue.keys)
     assert server.exists(queue.keys.calls, queue.keys.front) == 0
@@ -27,7 +27,7 @@ async def test_a_queue_with_a_waiting_call_stays(queue):
 async def test_a_queue_with_a_running_call_stays(queue):
     """Its replica must be able to finish it."""
     await queue.put(1)
-    await queue.take("r1")
+    await queue.claim("r1")
 
     assert not await calls.retire(queue.link, queue.keys)
 
@@ -36,7 +36,7 @@ async def test_a_queue_with_a_running_call_stays(queue):
 async def test_a_queue_with_a_call_handed_back_stays(queue):
     """The second stream belongs to the queue."""
     await queue.put(1)
-    await queue.hand_back("r1", *await queue.take("r1"))
+    await queue.hand_back("r1", *await queue.claim("r1"))
     await queue.leave("r1")
 
     assert not await calls.retire(queue.link, queue.keys)

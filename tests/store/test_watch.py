@@ -39,7 +39,7 @@ async def test_watchers_are_told_apart_by_their_whole_names(queue, names):
 async def test_a_reply_that_is_here_is_read_and_stays_as_it_is(queue, server):
     """A watcher that comes late gets the reply at once, and does not keep it from going in its time."""
     await queue.put(1)
-    await queue.finish(*await queue.take())
+    await queue.finish(*await queue.claim())
     await queue.leave("r1")
     reply = await queue.record(1)
 

@@ -1,5 +1,5 @@
 -- pending.lua: what one replica holds of a queue, a page at a time.
--- KEYS 1 queue.  ARGV 1 group, 2 replica, 3 most entries to tell, 4 where the page begins ('-', or '(' and an entry id),
+-- KEYS 1 queue.  ARGV 1 group, 2 replica, 3 most entries to tell, 4 where the page begins ('-', or '(' and an id),
 --      5 how many bytes of envelopes fill a page.
 -- Returns for each: entry id, attempt, envelope; nothing when no entry is left. Entries that somebody deleted are
 -- acknowledged.  Cost O(entries).
