@@ -48,6 +48,7 @@ def run(
     name: str = DEFAULT_APP,
     route_prefix: str | None = "/",
     *,
+    force: bool = False,
     timeout_s: float | None = 60.0,
     on_progress: Progress | None = None,
 ) -> DeploymentHandle[Any]:
@@ -57,6 +58,7 @@ def run(
 
     blocking     stay here until Ctrl-C
     name         an application of this name is replaced; others are untouched
+    force        restart the replicas even if code, arguments and options are the same
     timeout_s    over it DeployTimeout, which says what is waited for; None waits for ever
     on_progress  called with the application's status whenever it changes
     Raises TypeError for anything but an Application, SerializationError when its code cannot travel, DeployFailed (a
@@ -71,7 +73,12 @@ def run(
     _check_app_name(name)
     _check_route_prefix(route_prefix)
     flat = graph.flatten(
-        target, name=name, deploy_id=secrets.token_hex(8), now_s=time.time(), route_prefix=route_prefix
+        target,
+        name=name,
+        deploy_id=secrets.token_hex(8),
+        now_s=time.time(),
+        route_prefix=route_prefix,
+        force=force,
     )
     _ensure_cluster()
     _on_portal(lambda state: _deploy(state, flat, timeout_s, on_progress))

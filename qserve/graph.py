@@ -5,29 +5,24 @@ Pure: pickles, counts and hashes; knows nothing of Redis or of how a handle call
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import pickle
-import pickletools
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
-from qserve.config import DeploymentConfig
 from qserve.deployment import Application
 from qserve.errors import SerializationError
+from qserve.fingerprint import fingerprint
 from qserve.spec import AppSpec, DeploymentSpec
 
 logger = logging.getLogger("qserve.graph")
-
-# Whether equal constants are one object, and so whether a pickle repeats or remembers them, differs between processes.
-_CONSTANTS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "STACK_GLOBAL"})
-_RESTART_FIELDS = ("ray_actor_options", "max_replicas_per_node", "max_retries", "max_ongoing_requests", "user_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +33,15 @@ class FlatApp:
     code: dict[str, bytes]
 
 
-def flatten(root: Application, *, name: str, deploy_id: str, now_s: float, route_prefix: str | None) -> FlatApp:
+def flatten(
+    root: Application, *, name: str, deploy_id: str, now_s: float, route_prefix: str | None, force: bool = False
+) -> FlatApp:
     """Walk the applications nested in `root` and pickle each one once.
 
+    force  give every deployment a version of its own, so that equal code restarts too
     Raises SerializationError (a TypeError) "Could not serialize the deployment ..." when pickle refuses one.
     """
-    walk = _Walk(name)
+    walk = _Walk(name, deploy_id if force else "")
     ingress = walk.visit(root)
     spec = AppSpec(
         name=name,
@@ -73,8 +71,9 @@ def load_code(blob: bytes, make_handle: Callable[[str, str], Any]) -> tuple[Any,
 class _Walk:
     """Names and pickles applications depth first. The same Application object twice is one deployment."""
 
-    def __init__(self, app: str) -> None:
+    def __init__(self, app: str, salt: str) -> None:
         self.app = app
+        self.salt = salt
         self.specs: dict[str, DeploymentSpec] = {}
         self.code: dict[str, bytes] = {}
         self._names: dict[int, str] = {}
@@ -88,7 +87,7 @@ class _Walk:
         self._kept.append(node)
         config = node.deployment.config
         blob = self._pickle(node, name)
-        version = fingerprint(blob, config)
+        version = fingerprint(blob, config, _source_of(node.deployment.func_or_class), self.salt.encode())
         self.code[version] = blob
         self.specs[name] = DeploymentSpec(
             app=self.app,
@@ -127,77 +126,13 @@ class _Walk:
         return buffer.getvalue()
 
 
-def fingerprint(blob: bytes, config: DeploymentConfig) -> str:
-    """A deployment's version: equal for equal code, arguments and restarting options, in any process."""
-    options = config.model_dump_json(include=set(_RESTART_FIELDS))
-    return _digest(_built_by(blob), options.encode()).hex()[:16]
-
-
-def _built_by(blob: bytes) -> bytes:
-    """The digest of what a pickle builds. It follows the pickle's own stack, with digests in the place of objects.
-
-    Two things that differ between processes and say nothing of the code are left out: the order of sets, and the random
-    ids that cloudpickle gives to the classes it sends by value. Nothing is loaded.
-    """
-    stack: list[bytes] = []
-    marks: list[int] = []
-    memo: list[bytes] = []
-    done: list[bytes] = []
-    numbers, last = count(), ""
-    for opcode, argument, _position in pickletools.genops(blob):
-        if opcode.name == "MARK":
-            marks.append(len(stack))
-        elif opcode.name == "MEMOIZE":  # a constant is known by its value, what may still grow by its number
-            memo.append(stack[-1] if last in _CONSTANTS else _digest(b"memo", _text(next(numbers))))
-        elif opcode.name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[int(str(argument))])
-        elif opcode.name == "POP":  # what a call did to an object, such as to fill in a class body: its result is None
-            done.append(stack.pop())
-        elif opcode.name != "STOP":
-            _step(stack, marks, opcode, _text(argument))
-        last = opcode.name
-    return _digest(stack[-1], *done)
-
-
-def _step(stack: list[bytes], marks: list[int], opcode: pickletools.OpcodeInfo, argument: bytes) -> None:
-    """Replace what an operation takes from the stack by the digest of what it makes of it."""
-    items: list[bytes] = []
-    fixed = len(opcode.stack_before)
-    if pickletools.stackslice in opcode.stack_before:
-        items = _pop(stack, marks.pop())
-        fixed -= 2  # the mark and the slice above it
-    if opcode.name in ("ADDITEMS", "FROZENSET"):
-        items.sort()
-    elif opcode.name == "TUPLE" and stack and stack[-1] in _SKELETONS:
-        del items[-2:]  # the random id, and a place for extensions
-    owners = _pop(stack, len(stack) - fixed)
-    if opcode.stack_after:
-        stack.append(_digest(opcode.name.encode(), argument, *owners, *items))
-
-
-def _pop(stack: list[bytes], start: int) -> list[bytes]:
-    popped = stack[start:]
-    del stack[start:]
-    return popped
-
-
-def _text(argument: object) -> bytes:
-    return bytes(argument) if isinstance(argument, bytes | bytearray) else repr(argument).encode()
-
-
-def _digest(*parts: bytes) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8))
-        digest.update(part)
-    return digest.digest()
-
-
-def _import_of(module: str, name: str) -> bytes:
-    names = [_digest(b"SHORT_BINUNICODE", _text(text)) for text in (module, name)]
-    return _digest(b"STACK_GLOBAL", _text(None), *names)
-
-
-_SKELETONS = frozenset(
-    _import_of("cloudpickle.cloudpickle", name) for name in ("_make_skeleton_class", "_make_skeleton_enum")
-)
+def _source_of(target: Callable[..., Any]) -> bytes:
+    """The source of the module that defines `target`, if replicas import it by name: its edits change the code."""
+    name = getattr(target, "__module__", None)
+    path = getattr(sys.modules.get(name or ""), "__file__", None)
+    if name == "__main__" or path is None:
+        return b""
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # inside an archive
+        return b""

@@ -30,7 +30,6 @@ from qserve.store.embedded import find_binary
 from qserve.wire.keys import ClusterKeys
 from tests.support.cluster import ROOT, eventually
 
-pytestmark = pytest.mark.xdist_group("compose")  # the tests share one run of the file
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 HEALTHY, COMPLETED = "service_healthy", "service_completed_successfully"

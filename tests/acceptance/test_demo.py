@@ -17,7 +17,6 @@ import pytest
 
 from tests.support.cluster import ROOT, eventually
 
-pytestmark = pytest.mark.xdist_group("demo")  # the tests share one run of the demo
 DEMO = [sys.executable, str(ROOT / "scripts/demo_digits.py")]
 TEST_IMAGES = 899
 

@@ -156,14 +156,6 @@ def at_a_terminal(arguments: tuple[str, ...], env: dict[str, str], folder: Path,
     return Seen(seen.decode(), process.wait(20))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, so that its cluster starts once."""
-    for item in items:
-        if item.path.parent.name == "cli":
-            item.add_marker(pytest.mark.xdist_group(f"cli-{item.path.stem}"))
-
-
 @pytest.fixture(scope="module")
 def settings(broker_url: str) -> Iterator[Settings]:
     """Signed settings in a namespace of the file's own, which this process uses until the file ends."""

@@ -220,3 +220,16 @@ def test_more_and_fewer_replicas_do_not_restart_those_that_stay(cluster):
 
     eventually(lambda: serve.status().applications["scaled"].deployments["Pid"].replica_states == {"RUNNING": 1})
     assert before in cluster.replica_pids() or pid_of(handle) > 0
+
+
+def test_force_restarts_the_same_code(cluster):
+    """Equal code restarts nothing, unless somebody asks for it: after a leak, or when a file that it read has changed."""
+    handle = serve.run(Pid.bind(), name="forced")
+    before = handle.remote().result()
+
+    serve.run(Pid.bind(), name="forced")
+    same = handle.remote().result()
+    serve.run(Pid.bind(), name="forced", force=True)
+
+    assert same == before
+    assert handle.remote().result() != before

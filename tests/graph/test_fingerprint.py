@@ -220,3 +220,29 @@ def test_an_option_that_needs_a_restart_is_another_version(options: dict[str, An
 def test_an_option_that_needs_no_restart_keeps_the_version(options: dict[str, Any]):
     """Scaling from 2 to 3 replicas must not restart the two."""
     assert version(**options) == version()
+
+
+def test_an_edit_of_an_importable_module_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Replicas import such a class by its name: without a look at the source, a mended bug would not be deployed."""
+    module = tmp_path / "edited_module.py"
+    module.write_text("class Model:\n    def __call__(self):\n        return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import edited_module  # type: ignore[import-not-found]  # written above
+
+    app = serve.deployment(edited_module.Model).bind()
+    before = flatten(app, name="app", deploy_id="d", now_s=0.0, route_prefix="/").spec.deployments[0].version
+    module.write_text(module.read_text().replace("return 1", "return 2"))
+    after = flatten(app, name="app", deploy_id="d", now_s=0.0, route_prefix="/").spec.deployments[0].version
+
+    assert before != after
+
+
+def test_force_makes_a_version_of_its_own():
+    """Somebody who wants a restart, for a leak or a changed file, gets one without touching the code."""
+    app = serve.deployment(Plain).bind()
+    versions = {
+        flatten(app, name="app", deploy_id=deploy, now_s=0.0, route_prefix="/", force=True).spec.deployments[0].version
+        for deploy in ("first", "second")
+    }
+
+    assert len(versions) == 2
