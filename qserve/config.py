@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from qserve.errors import SettingsError
 
@@ -24,6 +24,8 @@ HEARTBEAT_S = 2.0
 LEASE_S = 3 * HEARTBEAT_S
 RESULT_TTL_S = 3600.0
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
+# One line between a worker and its replica: the spec, with the user_config in it, or a traceback.
+MAX_CONTROL_BYTES = 16 * 1024 * 1024
 MAX_IN_FLIGHT = 10_000
 MIN_SECRET_BYTES = 16
 
@@ -41,18 +43,33 @@ _ACTOR_OPTIONS = frozenset(
 )
 
 
-class AutoscalingPolicy(BaseModel):
-    """Which function decides the number of replicas: an import path, or the callable itself."""
+# The validation context of what was read from Redis, where a newer version may have added options.
+_FROM_RECORD = "from a record"
+
+
+class _Options(BaseModel):
+    """What users declare: an option that is not known is a slip of the pen. In a record it is passed over."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_over_newer_options(cls, options: Any, info: ValidationInfo) -> Any:
+        if info.context != _FROM_RECORD or not isinstance(options, dict):
+            return options
+        return {name: value for name, value in options.items() if name in cls.model_fields}
+
+
+class AutoscalingPolicy(_Options):
+    """Which function decides the number of replicas: an import path, or the callable itself."""
+
     policy_function: str | Callable[..., Any] = "qserve.controller.autoscale:ray_policy"
     policy_kwargs: dict[str, Any] = Field(default_factory=dict)
 
 
-class AutoscalingConfig(BaseModel):
+class AutoscalingConfig(_Options):
     """How a deployment's replicas follow its load; Ray Serve's names and defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     min_replicas: int = Field(default=1, ge=0)
     initial_replicas: int | None = Field(default=None, ge=0)
     max_replicas: int = Field(default=1, ge=1)
@@ -85,10 +102,9 @@ class AutoscalingConfig(BaseModel):
 AUTO_PRESET = {"min_replicas": 1, "max_replicas": 100, "target_ongoing_requests": 2}
 
 
-class DeploymentConfig(BaseModel):
+class DeploymentConfig(_Options):
     """The options of `@serve.deployment`. Those that have no meaning on a pull queue are kept and ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     num_replicas: int | Literal["auto"] = 1
     autoscaling_config: AutoscalingConfig | None = None
     max_ongoing_requests: int = Field(default=5, gt=0)
@@ -138,10 +154,11 @@ class DeploymentConfig(BaseModel):
 
     @field_validator("ray_actor_options", mode="before")
     @classmethod
-    def _known_actor_options(cls, value: Any) -> Any:
+    def _known_actor_options(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, dict):
             raise TypeError(f"ray_actor_options is a dict, not {value!r}")
-        if unknown := sorted(value.keys() - _ACTOR_OPTIONS):
+        unknown = sorted(value.keys() - _ACTOR_OPTIONS)
+        if unknown and info.context != _FROM_RECORD:
             raise ValueError(f"ray_actor_options has unknown keys {unknown}; it knows {sorted(_ACTOR_OPTIONS)}")
         return value
 
@@ -150,6 +167,14 @@ class DeploymentConfig(BaseModel):
         if self.max_replicas_per_node is not None and (self.placement_group_bundles or self.gang_scheduling_config):
             raise ValueError("max_replicas_per_node cannot be set beside placement groups or gang scheduling.")
         return self
+
+    @classmethod
+    def from_record(cls, options: Any) -> Self:
+        """The options as Redis keeps them; those that a newer version added are passed over. Raises ValueError."""
+        try:
+            return cls.model_validate(options, context=_FROM_RECORD)
+        except TypeError as error:  # as users are told of a value of the wrong kind
+            raise ValueError(str(error)) from error
 
     @property
     def first_replicas(self) -> int:

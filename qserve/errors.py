@@ -3,7 +3,7 @@
     QserveError (RayServeException)
     |-- UsageError                    mend your code or your settings
     |   |-- SerializationError        (TypeError) an argument, a result or a class that cannot be pickled
-    |   |-- PayloadTooLarge           (ValueError) over max_payload_bytes
+    |   |-- PayloadTooLarge           (ValueError) over the limit of 64 MiB for one call or reply
     |   |-- SettingsError             (ValueError) a wrong option, environment variable or URL
     |   |-- ApplicationNotFound       no application of that name
     |   |-- DeploymentNotFound        (KeyError) no deployment of that name
@@ -53,7 +53,7 @@ class SerializationError(UsageError, TypeError):
 
 
 class PayloadTooLarge(UsageError, ValueError):
-    """A call or a reply is larger than `max_payload_bytes`. Store the data elsewhere and pass its address."""
+    """Over the limit of 64 MiB for one call or reply. Store the data elsewhere and pass its address."""
 
 
 class SettingsError(UsageError, ValueError):

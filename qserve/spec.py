@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qserve.config import DeploymentConfig
 
@@ -91,6 +91,11 @@ class DeploymentSpec(Record):
     config: DeploymentConfig
     python: str
     replicas: int = Field(ge=0)
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _as_recorded(cls, config: Any) -> DeploymentConfig:
+        return config if isinstance(config, DeploymentConfig) else DeploymentConfig.from_record(config)
 
 
 class AppSpec(Record):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -28,11 +29,16 @@ from qserve.wire.signing import Direction, KeyRing
 
 logger = logging.getLogger("qserve.client")
 
+OnClose = Callable[["Core", list[DeploymentResponse[Any]]], None]
+
 
 class Core:
-    """Sends calls and hears their replies, on the event loop that runs when it is made."""
+    """Sends calls and hears their replies, on the event loop that runs when it is made.
 
-    def __init__(self, settings: Settings) -> None:
+    on_close  gets the core as it closes, and the responses that are still open
+    """
+
+    def __init__(self, settings: Settings, on_close: OnClose) -> None:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self.ring = KeyRing(settings.secrets)
@@ -48,6 +54,7 @@ class Core:
         self._mail_noticed = False
         self._heard_before = False
         self._leaving = False
+        self._on_close = on_close
         self.closed = False
         self._keeper = self._close_with_loop()
         self._hold_until_loop_ends()
@@ -121,6 +128,8 @@ class Core:
 
     def _attach(self, response: DeploymentResponse[Any]) -> None:
         known = self._inbox.open.get(response.call_id) or self._outbox.find(response.call_id)
+        if response.done() or known is response:  # its waiter and the end of its own core may both send it here
+            return
         if known is not None:  # two responses of one call in one process: one answer serves both
             known.when_done(response.follow)
             return
@@ -161,7 +170,7 @@ class Core:
         return self.link.pipe
 
     def _room(self) -> int:
-        return MAX_IN_FLIGHT - (0 if self._leaving else len(self._inbox.open))
+        return sys.maxsize if self._leaving else MAX_IN_FLIGHT - self._inbox.own()
 
     def _on_note(self, note: bytes) -> None:
         self._inbox.on_note(note)
@@ -192,6 +201,7 @@ class Core:
     async def leave(self) -> None:
         """Wait until the calls made so far are stored, for as long as a call waits for Redis; then `close()`."""
         self._leaving = True
+        self._outbox.flush_soon()
         try:
             async with asyncio.timeout(ENQUEUE_TIMEOUT_S):
                 await self._outbox.emptied()
@@ -200,18 +210,21 @@ class Core:
         self.close()
 
     def close(self) -> None:
-        """Leave at once; what is open stays unanswered here. Safe to call twice; on the core's own loop."""
+        """Leave at once; `on_close` sees to what is still open. Safe to call twice; on the core's own loop."""
+        if self.closed:
+            return
         self.closed = True
+        still_open = [*self._inbox.open.values(), *self._outbox.waiting()]
         self._inbox.close()
         self.link.close_now()
         self._hears.close_now()
+        self._on_close(self, still_open)
 
     async def _close_with_loop(self) -> AsyncGenerator[None, None]:
         """An event loop that ends finalizes its asynchronous generators: that is how the core hears of it."""
         try:
             yield
         finally:
-            self._outbox.flush_soon()
             await self.leave()
 
     def _hold_until_loop_ends(self) -> None:

@@ -15,8 +15,9 @@ from qserve.client.response import DeploymentResponse
 from qserve.errors import CallLost, QserveError, SignatureError, TransportError
 from qserve.store import replies as store
 from qserve.store.link import Link
+from qserve.wire import codec
 from qserve.wire.keys import DeploymentKeys
-from qserve.wire.messages import Reply, open_reply
+from qserve.wire.messages import Reply, Serializer, open_reply, seal_reply
 from qserve.wire.signing import Direction, KeyRing
 
 logger = logging.getLogger("qserve.client")
@@ -31,10 +32,14 @@ _ON_ITS_WAY_RETRY_S = 0.05
 Response = DeploymentResponse[Any]
 
 
+def made_at_s(call_id: bytes) -> float:
+    """When the call was made, by its caller's clock."""
+    return int.from_bytes(call_id[:6]) / 1000  # an id opens with its milliseconds (wire.keys.CallIds)
+
+
 def may_be_on_its_way(call_id: bytes) -> bool:
     """Whether a call that Redis does not know is so young that its put may still be travelling."""
-    made_at_s = int.from_bytes(call_id[:6]) / 1000  # an id opens with its milliseconds (wire.keys.CallIds)
-    return abs(time.time() - made_at_s) < _ON_ITS_WAY_S
+    return abs(time.time() - made_at_s(call_id)) < _ON_ITS_WAY_S
 
 
 class Inbox:
@@ -56,6 +61,10 @@ class Inbox:
         self._consume_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def own(self) -> int:
+        """How many open calls were made here. Attached ones are somebody else's: they take no room from ours."""
+        return len(self.open) - len(self._foreign)
 
     def expect(self, response: Response) -> None:
         """A reply to this response will come."""
@@ -83,9 +92,12 @@ class Inbox:
         self._on_room()
 
     def fail(self, response: Response, error: QserveError) -> None:
-        """There will be no reply."""
+        """There will be no reply. Others who were given the call as an input are told why, in its record."""
+        is_own = response.call_id not in self._foreign
         self._forget(response)
         response.fail(error)
+        if is_own and response.kept:
+            self.unread(response)
 
     def look_up_all(self) -> None:
         """Ask Redis for every open call; after a reconnect, when notes may have been missed."""
@@ -136,14 +148,23 @@ class Inbox:
             self._consume_timer = self._loop.call_later(_CONSUME_AFTER_S, self._consume)
 
     def unread(self, response: Response) -> None:
-        """Somebody else may read the record after all: leave it, or put it back."""
+        """Somebody else may read the record after all: leave it, or put it back.
+
+        A call that failed here has none: its error takes the place, unless the call is stored after all.
+        """
         name, pipe = response.keys.record(response.call_id), self._link.pipe
         waiting = self._read.get(response.keys, [])
-        envelope = response.envelope()
         if name in waiting:
             waiting.remove(name)
-        elif envelope is not None and pipe is not None:
+        elif pipe is not None and (envelope := response.envelope() or self._sealed_error(response)) is not None:
             store.restore(pipe, name, envelope)
+
+    def _sealed_error(self, response: Response) -> bytes | None:
+        error = response.exception() if response.done() else None
+        if error is None:
+            return None
+        reply = codec.encode_error(response.call_id, error, Serializer.PICKLE)
+        return seal_reply(reply, self._ring.signer(Direction.REPLY, response.keys.scope))
 
     def _consume(self) -> None:
         if self._consume_timer is not None:

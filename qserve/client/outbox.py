@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from qserve.client.inbox import made_at_s
 from qserve.client.response import DeploymentResponse
 from qserve.errors import BackPressureError, DeploymentUnavailableError, QserveError, TransportError
 from qserve.store import calls as store
@@ -19,6 +21,7 @@ from qserve.wire.keys import DeploymentKeys
 
 # How long a call that Redis has not confirmed waits for Redis to come back before it fails.
 ENQUEUE_TIMEOUT_S = 5.0
+_LOOK_AGAIN_S = 0.25
 _MOST_BATCH_BYTES = 4 * 1024 * 1024
 
 
@@ -34,12 +37,13 @@ class Outgoing:
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Calls to one deployment that travel in one script."""
+    """Calls to one deployment that travel in one script. `troubled_at`: when it first came back unconfirmed."""
 
     keys: DeploymentKeys
     limit: int
     calls: list[Outgoing] = field(default_factory=list)
     size_bytes: int = 0
+    troubled_at: float | None = None
 
     def takes(self, call: Outgoing) -> bool:
         """Whether the call may join."""
@@ -72,6 +76,8 @@ def cut(queue: deque[Outgoing], most: int) -> list[Batch]:
 class Outbox:
     """Sends what is added. A call that was not confirmed is sent again on the next connection, under the same id.
 
+    Only a confirmation ends the wait for Redis: a server that takes connections and then refuses to serve does not.
+
     ready     the pipe to use now; None while the connections are not up
     room      how many more calls may be unresolved
     on_send   a call leaves: its reply may come from now on
@@ -98,6 +104,8 @@ class Outbox:
         self._moved = asyncio.Event()
         self._scheduled = False
         self._patience: asyncio.TimerHandle | None = None
+        self._troubled_at = 0.0
+        self._refusal: TransportError | None = None
 
     def add(self, call: Outgoing) -> None:
         """Send the call with all others of this turn of the loop."""
@@ -105,6 +113,10 @@ class Outbox:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._flush)
+
+    def waiting(self) -> list[DeploymentResponse[Any]]:
+        """The responses of calls that have not left yet."""
+        return [call.response for call in self._queue]
 
     def find(self, call_id: bytes) -> DeploymentResponse[Any] | None:
         """The response of a call that has not left yet."""
@@ -128,9 +140,6 @@ class Outbox:
         if pipe is None:
             self._be_patient()
             return
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
         again, self._again = self._again, []
         for batch in again:
             # What has its answer was put, and its record may be consumed by now: put again, it would run twice.
@@ -143,6 +152,8 @@ class Outbox:
             for call in batch.calls:
                 self._on_send(call.response)
             self._send(pipe, batch)
+        if self._patience is not None and not self._travelling and not self._again:
+            self._end_patience()  # all that waits, waits for room
 
     def _send(self, pipe: Pipe, batch: Batch) -> None:
         self._travelling += 1
@@ -152,15 +163,29 @@ class Outbox:
     def _confirm(self, batch: Batch, reply: Any) -> None:
         self._travelling -= 1
         self._moved.set()
-        if isinstance(reply, TransportError) or (isinstance(reply, Exception) and says_go_away(reply)):
-            self._again.append(batch)
-            self._be_patient()
-        elif isinstance(reply, Exception):
-            self._fail(batch.calls, lambda: refused(self._link.endpoint, reply))
+        if isinstance(reply, Exception):
+            self._come_back(batch, reply)
         else:
             self._settle(batch, *reply)
 
+    def _come_back(self, batch: Batch, error: Exception) -> None:
+        if not isinstance(error, TransportError):
+            if not says_go_away(error):
+                self._end_patience()
+                self._fail(batch.calls, lambda: refused(self._link.endpoint, error))
+                return
+            error = refused(self._link.endpoint, error)
+        self._refusal = error
+        self._again.append(batch)
+        self._be_patient()
+        if batch.troubled_at is None:
+            batch.troubled_at = self._troubled_at
+        if self._loop.time() - batch.troubled_at >= ENQUEUE_TIMEOUT_S:
+            self._fail_late_ones()
+
     def _settle(self, batch: Batch, taken: int, waiting: int) -> None:
+        if self._patience is not None:
+            self._end_patience()
         for call in batch.calls[:taken]:
             call.response.confirmed = True
         refused = batch.calls[taken:]
@@ -172,20 +197,47 @@ class Outbox:
 
     def _be_patient(self) -> None:
         if self._patience is None:
-            self._patience = self._loop.call_later(ENQUEUE_TIMEOUT_S, self._give_up)
+            self._troubled_at = self._loop.time()
+            self._patience = self._loop.call_later(ENQUEUE_TIMEOUT_S, self._look_at_the_clock)
 
-    def _give_up(self) -> None:
+    def _end_patience(self) -> None:
+        self._troubled_at = self._loop.time()  # for what waits in the queue; a batch that came back has its own
+        if self._patience is not None and not self._again:
+            self._patience.cancel()
+            self._patience = None
+
+    def _look_at_the_clock(self) -> None:
         self._patience = None
-        if self._ready() is not None:
+        self._fail_late_ones()
+        if self._queue or self._again or self._travelling:
+            self._patience = self._loop.call_later(_LOOK_AGAIN_S, self._look_at_the_clock)
             self.flush_soon()
-            return
-        error = self._link.error
-        stuck = [call for batch in self._again for call in batch.calls] + list(self._queue)
-        self._again.clear()
-        self._queue.clear()
+
+    def _fail_late_ones(self) -> None:
+        """Fail the calls whose time is up, and only those: others were made, or came back, later."""
+        late = self._take_late_ones()
         self._moved.set()
+        error = self._link.error or self._refusal
         reason = str(error) if error else f"Redis at {self._link.endpoint} did not answer in {ENQUEUE_TIMEOUT_S:g} s."
-        self._fail(stuck, lambda: type(error)(reason) if error else TransportError(reason))
+        self._fail(late, lambda: type(error)(reason) if error else TransportError(reason))
+
+    def _take_late_ones(self) -> list[Outgoing]:
+        now_s, troubled_before = time.time(), self._loop.time() - ENQUEUE_TIMEOUT_S
+        late: list[Outgoing] = []
+        for batch in self._again:
+            if batch.troubled_at is not None and batch.troubled_at <= troubled_before:
+                late += [call for call in batch.calls if _is_late(call, now_s)]
+                batch.calls = [call for call in batch.calls if not _is_late(call, now_s)]
+        self._again = [batch for batch in self._again if batch.calls]
+        if self._troubled_at <= troubled_before:
+            while self._queue and _is_late(self._queue[0], now_s):
+                late.append(self._queue.popleft())
+        return late
+
+
+def _is_late(call: Outgoing, now_s: float) -> bool:
+    # A negative age: the clock was set back. The trouble has lasted long enough all the same.
+    return not 0 <= now_s - made_at_s(call.response.call_id) < ENQUEUE_TIMEOUT_S
 
 
 def _gone(keys: DeploymentKeys) -> DeploymentUnavailableError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -15,7 +16,10 @@ from qserve.client.core import Core
 from qserve.client.outbox import ENQUEUE_TIMEOUT_S
 from qserve.client.response import DeploymentResponse
 from qserve.config import Settings
-from qserve.wire.keys import parse_request_id
+from qserve.errors import BrokerUnavailable, QserveError
+from qserve.wire.keys import parse_request_id, request_id
+
+logger = logging.getLogger("qserve.client")
 
 T = TypeVar("T")
 
@@ -124,9 +128,7 @@ def current_core() -> Core:
         known = _process.portal
         return known.core if known is not None else portal().core
     core = _process.cores.get(loop)
-    if core is None:
-        core = _process.cores[loop] = Core(settings())
-    return core
+    return _new_core(loop) if core is None else core
 
 
 def get_response(request_id: str) -> DeploymentResponse[Any]:
@@ -140,4 +142,42 @@ def get_response(request_id: str) -> DeploymentResponse[Any]:
 
 
 async def _make_core(chosen: Settings) -> Core:
-    return Core(chosen)
+    return Core(chosen, _see_to)
+
+
+def _new_core(loop: asyncio.AbstractEventLoop) -> Core:
+    with _process.lock:
+        # A core holds its loop, so the weak keys alone would keep both for ever.
+        for ended in [known for known in _process.cores if known.is_closed()]:
+            del _process.cores[ended]
+        if _process.portal is not None and _process.portal.loop is loop:
+            return _process.portal.core
+        core = _process.cores[loop] = Core(settings(), _see_to)
+    return core
+
+
+def _see_to(core: Core, responses: list[DeploymentResponse[Any]]) -> None:
+    """A core has closed: the portal fetches what others than its loop wait for; outside the cluster nobody can."""
+    if _process.cores.get(core.loop) is core:  # its event loop ends, the process goes on
+        waited_for = [response for response in responses if response.is_awaited(beyond=core.loop)]
+        if not waited_for:
+            return
+        try:
+            heir = portal().core
+        except (QserveError, RuntimeError) as error:  # RuntimeError: the interpreter ends, threads can't start any more
+            logger.info("No other event loop takes over the open calls: %s", error)
+        else:
+            for response in waited_for:
+                response.move_to(heir)
+            return
+    for response in responses:
+        if response.is_awaited():
+            response.fail(_left(response))
+
+
+def _left(response: DeploymentResponse[Any]) -> BrokerUnavailable:
+    name = request_id(response.keys.app, response.keys.deployment, response.call_id)
+    return BrokerUnavailable(
+        f"This process left its cluster before '{response.keys.deployment}.{response.method}' was answered. "
+        f"The call may run all the same: serve.get_response({name!r}) fetches its result from a process in the cluster."
+    )

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from qserve.errors import CallLost, ResultTimeout
@@ -130,18 +131,15 @@ class DeploymentResponse(Generic[R]):
         return self._callbacks is None
 
     def cancelled(self) -> bool:
-        """Whether `.cancel()` was called."""
+        """Whether the call was cancelled. Always False: calls can't be cancelled yet."""
         return False
 
     def exception(self) -> BaseException | None:
         """The call's exception, None when it succeeded. Raises asyncio.InvalidStateError while there is no reply."""
         if not self.done():
             raise asyncio.InvalidStateError("The call has no reply yet.")
-        try:
-            self._outcome()
-        except BaseException as error:  # noqa: BLE001 (whatever the call raised is what is asked for)
-            return error
-        return None
+        self._decode()
+        return self._exception
 
     def result(self, *, timeout_s: float | None = None) -> R:
         """Block until the reply is here and return it, or raise what the call raised.
@@ -159,8 +157,13 @@ class DeploymentResponse(Generic[R]):
         if not self.done():
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
-            self.when_done(_waker(future, loop, self._reach().loop))
-            yield from future.__await__()
+            waker = _waker(future, loop, self._reach().loop)
+            self.when_done(waker)
+            try:
+                yield from future.__await__()
+            finally:
+                if not self.done():
+                    self.remove_done_callback(waker)
         return self._outcome()
 
     async def status_async(self) -> CallState:
@@ -212,10 +215,23 @@ class DeploymentResponse(Generic[R]):
         if self._carrier.closed:
             from qserve.client.portal import portal
 
-            self._carrier = portal().core
-            if not self.done():
-                self._carrier.adopt(self)
+            self.move_to(portal().core)
         return self._carrier
+
+    def move_to(self, carrier: Carrier) -> None:
+        """Have another core fetch the reply: the one that made the call has closed."""
+        self._carrier = carrier
+        if not self.done():
+            carrier.adopt(self)
+
+    def is_awaited(self, *, beyond: asyncio.AbstractEventLoop | None = None) -> bool:
+        """Whether anybody waits for the answer.
+
+        beyond  the loop of the call's own core, whose waiters do not count: it ends
+        """
+        with _state_lock:
+            callbacks = list(self._callbacks or ())
+        return any(_is_heard(callback, beyond) for callback in callbacks)
 
     def _known_state(self) -> CallState | None:
         if not self.done():
@@ -225,24 +241,36 @@ class DeploymentResponse(Generic[R]):
         return _STATES[Outcome(self._reply.outcome)]
 
     def _outcome(self) -> R:
-        if self._exception is not None:
-            raise self._exception
-        if self._value is _NOT_DECODED and self._reply is not None:
-            try:
-                self._value = codec.decode_reply(self._reply)
-            except BaseException as error:
-                self._exception = error
-                raise
+        if self._value is _NOT_DECODED:
+            self._decode()
+            if self._exception is not None:
+                raise self._exception
         value: R = self._value
         return value
+
+    def _decode(self) -> None:
+        """Open the reply, once. A Ctrl-C meanwhile is not what the call raised: the next one to ask opens it again."""
+        reply = self._reply
+        if reply is None or self._exception is not None or self._value is not _NOT_DECODED:
+            return
+        try:
+            if reply.outcome == Outcome.DONE:
+                self._value = codec.decode_reply(reply)
+            else:
+                self._exception = codec.rebuild_error(reply)
+        except Exception as error:  # noqa: BLE001 (loading a value runs user code, which may raise anything)
+            self._exception = error
 
     def when_done(self, callback: Callback) -> None:
         """Call `callback(response)` once, in the thread that resolves the response, or now; it must be quick."""
         with _state_lock:
+            is_open = self._callbacks is not None
             if self._callbacks is not None:
                 self._callbacks.append(callback)
-                return
-        callback(self)
+        if not is_open:
+            callback(self)
+        elif self._carrier.closed:  # asked after the append: the core looks for waiters after it has closed
+            self._reach()
 
     def _wait(self, timeout_s: float | None) -> None:
         gate = threading.Lock()
@@ -251,16 +279,18 @@ class DeploymentResponse(Generic[R]):
         def open_gate(_response: DeploymentResponse[Any]) -> None:
             gate.release()
 
-        self._reach()
         self.when_done(open_gate)
-        if not gate.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0.0)):
-            self.remove_done_callback(open_gate)
+        try:
+            opened = gate.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0.0))
+        finally:
             if not self.done():
-                raise ResultTimeout(
-                    f"No reply from '{self.keys.deployment}.{self.method}' within {timeout_s:g} s. The call goes on: "
-                    "call result() again, or fetch it later by serve.get_response(response.request_id). "
-                    "`qserve status` tells whether replicas are ready and how many calls wait."
-                )
+                self.remove_done_callback(open_gate)
+        if not opened and not self.done():
+            raise ResultTimeout(
+                f"No reply from '{self.keys.deployment}.{self.method}' within {timeout_s:g} s. The call goes on: "
+                "call result() again, or fetch it later by serve.get_response(response.request_id). "
+                "`qserve status` tells whether replicas are ready and how many calls wait."
+            )
 
 
 class _Scheduled:
@@ -286,21 +316,33 @@ def _original(callback: Callback) -> Callback:
 
 def _waker(future: asyncio.Future[None], loop: asyncio.AbstractEventLoop, home: asyncio.AbstractEventLoop) -> Callback:
     """What wakes one awaiting task: directly on the core's own loop, over the fence on another."""
-
-    def wake() -> None:
-        if not future.done():
-            future.set_result(None)
-
     if loop is home:
-        return lambda _response: wake()
+        return partial(_wake, future)
 
     def wake_elsewhere(_response: DeploymentResponse[Any]) -> None:
         try:
-            loop.call_soon_threadsafe(wake)
+            loop.call_soon_threadsafe(_wake, future)
         except RuntimeError:  # that loop is closed: nobody waits there any more
             return
 
     return wake_elsewhere
+
+
+def _wake(future: asyncio.Future[None], _response: object = None) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _is_heard(callback: Callback, ending: asyncio.AbstractEventLoop | None) -> bool:
+    """Whether somebody is there for the callback when the loop `ending`, its response's own, has ended."""
+    if isinstance(callback, _Scheduled):
+        return callback.loop is not ending
+    if isinstance(callback, partial) and callback.func is _wake:
+        return ending is None
+    if getattr(callback, "__func__", None) is DeploymentResponse.follow:
+        following: DeploymentResponse[Any] = callback.__self__  # type: ignore[attr-defined]  # a bound method has it
+        return following.is_awaited(beyond=ending)
+    return True
 
 
 def _refuse_in_loop() -> None:

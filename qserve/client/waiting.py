@@ -53,15 +53,21 @@ def as_completed(responses: Iterable[Response], timeout_s: float | None = None) 
     """The responses in the order in which they get done. Raises ResultTimeout if `timeout_s` ends before the last."""
     arrived: queue.SimpleQueue[Response] = queue.SimpleQueue()
     left = _Deadline(timeout_s)
-    count = 0
-    for response in responses:
-        response.when_done(arrived.put)
-        count += 1
-    for number in range(count):
-        try:
-            yield arrived.get(timeout=left.seconds())
-        except queue.Empty:
-            raise ResultTimeout(f"{count - number} of {count} responses are not done after {timeout_s} s.") from None
+    waited_for = list(responses)
+    count = len(waited_for)
+    try:
+        for response in waited_for:
+            response.when_done(arrived.put)
+        for number in range(count):
+            try:
+                yield arrived.get(timeout=left.seconds())
+            except queue.Empty:
+                text = f"{count - number} of {count} responses are not done after {timeout_s} s."
+                raise ResultTimeout(text) from None
+    finally:
+        for response in waited_for:
+            if not response.done():
+                response.remove_done_callback(arrived.put)
 
 
 class _Deadline:

@@ -5,10 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from functools import singledispatchmethod
 
 from qserve.config import HEARTBEAT_S, LEASE_S, Settings
-from qserve.controller.plan import Action, Assign, BuryNode, Close, Forget, Observed, SetStatus, Unassign, plan
+from qserve.controller.plan import (
+    Action,
+    Assign,
+    BuryNode,
+    Close,
+    CloseReason,
+    Forget,
+    Observed,
+    SetStatus,
+    Unassign,
+    plan,
+)
+from qserve.controller.status import idle_failures
 from qserve.errors import DeploymentUnavailableError, TransportError
 from qserve.spec import ApplicationStatus, Assignment
 from qserve.store import calls, replies
@@ -50,6 +63,7 @@ class Controller:
         self._sweeps_at = 0.0
         self._versions: set[str] = set()
         self._retired: set[tuple[str, str]] = set()
+        self._unserved: frozenset[tuple[str, str]] = frozenset()
         self._unfinished = False
 
     async def run(self) -> None:
@@ -112,7 +126,9 @@ class Controller:
         self._versions |= {d.version for app in seen.apps.values() for d in app.deployments}
         self._versions |= {d.version for status in seen.statuses.values() for d in status.deployments.values()}
         self._retired -= {(app.name, d.name) for app in seen.apps.values() for d in app.deployments}
-        actions = plan(seen.apps, self._observed(seen), time.time())
+        self._unserved = idle_failures(seen.statuses)
+        stuck = await self._where_calls_wait(self._unserved)
+        actions = plan(seen.apps, self._observed(seen, stuck), time.time())
         for action in actions:
             await self._apply(action)
         self._unfinished = bool(actions) or any(app.status in _UNSETTLED for app in seen.statuses.values())
@@ -129,13 +145,18 @@ class Controller:
                 await Reclaimer(self._link, self._ring, keys, spec.config.max_retries).abandoned()
 
     async def _has_work(self) -> bool:
-        """Whether anything changed since the last turn; one command."""
+        """Whether anything changed since the last turn; one command, as long as every deployment is served."""
         generation, alive = await self.state.pulse(self._known_nodes)
         quiet = generation == self._generation and all(alive) and not self._unfinished
         self._generation = generation
-        return not quiet
+        return not quiet or bool(await self._where_calls_wait(self._unserved))
 
-    def _observed(self, seen: Snapshot) -> Observed:
+    async def _where_calls_wait(self, queues: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+        """Those of the (application, deployment) queues in which a call waits."""
+        depths = {queue: await calls.depth(self._link, deployment_keys(self._namespace, *queue)) for queue in queues}
+        return frozenset(queue for queue, depth in depths.items() if depth.waiting)
+
+    def _observed(self, seen: Snapshot, stuck: frozenset[tuple[str, str]]) -> Observed:
         trusted = time.monotonic() >= self._trusts_leases_at
         return Observed(
             statuses=seen.statuses,
@@ -144,6 +165,7 @@ class Controller:
             replicas=seen.replicas,
             assignments=seen.assignments,
             retired=frozenset(self._retired),
+            stuck=stuck,
         )
 
     @singledispatchmethod
@@ -194,12 +216,13 @@ class Controller:
     async def _(self, action: Close) -> None:
         keys = deployment_keys(self._namespace, action.app, action.deployment)
         error = DeploymentUnavailableError(
-            f"Deployment {action.deployment!r} of application {action.app!r} was deleted before the call ran."
+            f"Deployment {action.deployment!r} of application {action.app!r} {action.reason.value}"
         )
-        if time.monotonic() >= self._trusts_leases_at:
+        is_deleted = action.reason is CloseReason.DELETED  # else the next deploy may run what a lost replica held
+        if is_deleted and time.monotonic() >= self._trusts_leases_at:
             await Reclaimer(self._link, self._ring, keys, max_retries=0).abandoned()
         await answer_waiting(self._link, self._ring, keys, error)
-        if action.last and await calls.retire(self._link, keys):
+        if is_deleted and action.last and await calls.retire(self._link, keys):
             self._retired.add((action.app, action.deployment))
 
     def _assignment(self, assignment: Assignment, *, present: bool) -> Change:

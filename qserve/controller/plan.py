@@ -9,9 +9,11 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeAlias
 
 from qserve.controller.placement import place, why_not
+from qserve.controller.status import COMPLETED, NOTHING, fresh, has_failed, summary
 from qserve.spec import (
     ApplicationStatus,
     ApplicationStatusInfo,
@@ -34,7 +36,7 @@ _GONE = frozenset({ReplicaState.FAILED, ReplicaState.DIED})
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is there. `retired` names the (application, deployment) queues that are known to be gone."""
+    """What is there, with (application, deployment) queues: `retired` are known to be gone, in `stuck` calls wait."""
 
     statuses: dict[str, ApplicationStatusInfo]
     nodes: dict[str, NodeRecord]
@@ -42,6 +44,7 @@ class Observed:
     replicas: dict[str, ReplicaRecord]
     assignments: dict[str, Assignment]
     retired: frozenset[tuple[str, str]] = frozenset()
+    stuck: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +77,24 @@ class BuryNode:
     assignments: tuple[Assignment, ...]
 
 
+class CloseReason(Enum):
+    """Why nobody will take a deployment's calls, as the callers are told."""
+
+    DELETED = "was deleted before the call ran."
+    FAILED = "is unavailable because it failed to deploy. `qserve status` shows its error; the next deploy revives it."
+
+
 @dataclass(frozen=True, slots=True)
 class Close:
-    """A deleted deployment's waiting calls are to be answered.
+    """The waiting calls of a deployment that will not take them are to be answered.
 
-    Its queue goes once it is empty and `last`: no replica is left.
+    last  no replica is left: a deleted deployment's queue goes once it is empty
     """
 
     app: str
     deployment: str
-    last: bool
+    reason: CloseReason
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +158,15 @@ class _Turn:
     # One application
 
     def _app(self, app: AppSpec) -> None:
-        before = self.observed.statuses.get(app.name, _NOTHING)
+        before = self.observed.statuses.get(app.name, NOTHING)
         infos = {}
         for spec in app.deployments:
             info = before.deployments.get(spec.name)
             if info is None or info.version != spec.version or before.deploy_id != app.deploy_id:
-                info = _fresh(spec, info)
+                info = fresh(spec, info)
             infos[spec.name] = self._deployment(spec, info)
         closing = self._closing(app.name, before.deployments.keys() - infos.keys(), before)
-        self._show(app.name, _summary(app, infos, closing))
+        self._show(app.name, summary(app, infos, closing))
 
     def _deleted_app(self, name: str, before: ApplicationStatusInfo) -> None:
         infos = self._closing(name, before.deployments.keys(), before)
@@ -171,7 +182,7 @@ class _Turn:
             if (app, name) in self.observed.retired:
                 continue
             states = self._states(app, name)
-            self.out.append(Close(app, name, last=not states))
+            self.out.append(Close(app, name, CloseReason.DELETED, last=not states))
             update = {"status": DeploymentStatus.UPDATING, "status_trigger": StatusTrigger.DELETING, "message": ""}
             infos[name] = before.deployments[name].model_copy(update=update | {"replica_states": dict(states)})
         return infos
@@ -185,9 +196,13 @@ class _Turn:
         old = self._old(spec)
         if running and not info.started:
             info = info.model_copy(update={"started": True})
-        if _has_failed(spec, info):
+        if has_failed(spec, info):
             for assignment in current:
                 self._unassign(assignment)
+            if (spec.app, spec.name) in self.observed.stuck and not self._states(spec.app, spec.name)[
+                ReplicaState.RUNNING
+            ]:
+                self.out.append(Close(spec.app, spec.name, CloseReason.FAILED))
             return self._judged(spec, info, running, old, "")
         reason = self._fill(spec, info, len(current))
         surplus = sorted(current, key=lambda a: self._state(a.replica_id) is ReplicaState.RUNNING)
@@ -250,14 +265,14 @@ class _Turn:
         states = self._states(spec.app, spec.name)
         update: dict[str, object] = {"replica_states": dict(states), "message": reason}
         leaving = self._leaving(spec) if info.status is DeploymentStatus.DOWNSCALING else 0
-        if _has_failed(spec, info):
+        if has_failed(spec, info):
             update |= {"status": DeploymentStatus.DEPLOY_FAILED, "status_trigger": StatusTrigger.REPLICA_STARTUP_FAILED}
             update["message"] = f"The deployment failed to start {info.failures} times in a row. Error:\n{info.message}"
             if info.status is DeploymentStatus.DEPLOY_FAILED:
                 update["message"] = info.message
         elif len(running) >= spec.replicas and not old and leaving <= 0 and not self._old_still_serves(spec):
             update |= {"status": DeploymentStatus.HEALTHY, "message": "", "failures": 0}
-            update["status_trigger"] = _COMPLETED.get(info.status, info.status_trigger)
+            update["status_trigger"] = COMPLETED.get(info.status, info.status_trigger)
         elif info.started and info.status in (DeploymentStatus.HEALTHY, DeploymentStatus.UNHEALTHY):
             update |= {"status": DeploymentStatus.UNHEALTHY, "status_trigger": StatusTrigger.HEALTH_CHECK_FAILED}
         elif leaving > 0:
@@ -327,60 +342,3 @@ class _Turn:
     def _show(self, app: str, status: ApplicationStatusInfo | None) -> None:
         if status != self.observed.statuses.get(app):
             self.out.append(SetStatus(app, status))
-
-
-_NOTHING = ApplicationStatusInfo(status=ApplicationStatus.NOT_STARTED)
-_COMPLETED = {
-    DeploymentStatus.UPDATING: StatusTrigger.CONFIG_UPDATE_COMPLETED,
-    DeploymentStatus.UPSCALING: StatusTrigger.UPSCALE_COMPLETED,
-    DeploymentStatus.DOWNSCALING: StatusTrigger.DOWNSCALE_COMPLETED,
-    DeploymentStatus.UNHEALTHY: StatusTrigger.UNSPECIFIED,
-}
-_DEPLOYING = frozenset({DeploymentStatus.UPDATING, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING})
-
-
-def _fresh(spec: DeploymentSpec, before: DeploymentStatusInfo | None) -> DeploymentStatusInfo:
-    """The status at the beginning of a deploy."""
-    has_run = before is not None and before.started and before.version == spec.version
-    status = DeploymentStatus.UPDATING
-    if has_run and before is not None and before.status_trigger is not StatusTrigger.DELETING:
-        if spec.replicas > before.replicas:
-            status = DeploymentStatus.UPSCALING
-        elif spec.replicas < before.replicas:
-            status = DeploymentStatus.DOWNSCALING
-    return DeploymentStatusInfo(
-        status=status,
-        status_trigger=StatusTrigger.CONFIG_UPDATE_STARTED,
-        version=spec.version,
-        replicas=spec.replicas,
-        started=has_run,
-    )
-
-
-def _has_failed(spec: DeploymentSpec, info: DeploymentStatusInfo) -> bool:
-    """Whether starting is given up: this version has never run, and has failed as often as is allowed."""
-    allowed = min(spec.config.max_constructor_retry_count, 3 * spec.replicas)
-    return not info.started and info.failures >= allowed > 0
-
-
-def _summary(
-    app: AppSpec, infos: dict[str, DeploymentStatusInfo], closing: dict[str, DeploymentStatusInfo]
-) -> ApplicationStatusInfo:
-    """The application's status, from those of the deployments that it wants."""
-    states = {info.status for info in infos.values()}
-    if DeploymentStatus.DEPLOY_FAILED in states:
-        status = ApplicationStatus.DEPLOY_FAILED
-    elif DeploymentStatus.UNHEALTHY in states:
-        status = ApplicationStatus.UNHEALTHY
-    elif states & _DEPLOYING:
-        status = ApplicationStatus.DEPLOYING
-    else:
-        status = ApplicationStatus.RUNNING
-    messages = [f"{name}: {info.message}" for name, info in infos.items() if info.message]
-    return ApplicationStatusInfo(
-        status=status,
-        message="\n".join(messages),
-        last_deployed_time_s=app.deployed_at_s,
-        deploy_id=app.deploy_id,
-        deployments=infos | closing,
-    )

@@ -38,6 +38,7 @@ class Agent:
         )
         self._children: dict[str, Child] = {}
         self._ended: set[str] = set()  # replicas whose assignment the leader has yet to take back
+        self._unshown: set[str] = set()  # replicas whose last state did not reach Redis
         self._woken = asyncio.Event()
         self._draining = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -104,6 +105,7 @@ class Agent:
                     logger.warning("The lease of this node had lapsed: joining again.")
                     await self.state.announce(self.record)
                     self._woken.set()
+                await self._show_again()
             except TransportError as error:
                 logger.warning("The leases were not renewed: %s", error)
             await asyncio.sleep(HEARTBEAT_S)
@@ -116,6 +118,8 @@ class Agent:
             if replica_id not in wanted:
                 self._drain_child(child)
         for replica_id, assignment in wanted.items():
+            if self._draining:  # it may have begun while the replica before this one was started
+                return
             if replica_id not in self._children and replica_id not in self._ended:
                 await self._start(assignment)
 
@@ -133,6 +137,8 @@ class Agent:
         if spec is None or spec.version != assignment.version:
             return  # changed since: the leader will take this assignment back
         await self.state.renew([self._lease(assignment)])
+        if self._draining:
+            return
         child = Child(assignment, spec, on_state=self._show, on_exit=self._after)
         self._children[assignment.replica_id] = child  # after all that may fail: what stands here counts as started
         try:
@@ -162,6 +168,7 @@ class Agent:
                 logger.warning("The calls of %s are handed back as soon as Redis is there: %s", child.label, error)
                 await asyncio.sleep(HEARTBEAT_S / 4)
         del self._children[child.assignment.replica_id]
+        self._unshown.discard(child.assignment.replica_id)
         self._woken.set()
 
     async def _close_books(self, child: Child, reclaimer: Reclaimer, *, asked: bool) -> None:
@@ -178,12 +185,21 @@ class Agent:
         try:
             await self.state.record(_record(child))
         except TransportError as error:
-            logger.warning("The state of %s was not shown: %s", child.label, error)
+            self._unshown.add(child.assignment.replica_id)
+            logger.warning("The state of %s is shown with a later heartbeat: %s", child.label, error)
+
+    async def _show_again(self) -> None:
+        """A state that was lost on its way would never be seen: no deployment completes without its RUNNING."""
+        for replica_id in list(self._unshown):
+            self._unshown.discard(replica_id)
+            child = self._children.get(replica_id)
+            if child is not None and child.is_alive:  # else its end is shown by `_after`, until it is
+                await self._show(child)
 
     async def _show_failure(self, assignment: Assignment, message: str) -> None:
-        """Say that a replica did not even become a process."""
-        self._ended.add(assignment.replica_id)
+        """Say that a replica did not even become a process. One that could not be told is tried again."""
         await self.state.record(ReplicaRecord(**assignment.model_dump(), state=ReplicaState.FAILED, message=message))
+        self._ended.add(assignment.replica_id)
 
     def _keys(self, assignment: Assignment) -> Any:
         return deployment_keys(self._settings.namespace, assignment.app, assignment.deployment)
@@ -197,7 +213,7 @@ class Agent:
         self._woken.set()
 
     def _on_event(self, event: bytes) -> None:
-        if event.decode() == f"assign {self.record.node_id}" or event.startswith(b"delete "):
+        if event == f"assign {self.record.node_id}".encode() or event.startswith(b"delete "):
             self._woken.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -10,12 +10,14 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
+from types import FrameType
 from typing import Any
 
 from qserve import logs, loops
 from qserve.client import portal
-from qserve.config import Settings
+from qserve.config import MAX_CONTROL_BYTES, Settings
 from qserve.context import ReplicaContext, set_replica_context
 from qserve.replica.load import Servable, build
 from qserve.replica.serve import Server
@@ -27,6 +29,8 @@ from qserve.wire.signing import KeyRing
 
 logger = logging.getLogger("qserve.replica")
 _PR_SET_PDEATHSIG = 1
+_WORKER_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_forking = threading.local()
 
 
 class Control:
@@ -39,7 +43,8 @@ class Control:
     @classmethod
     async def open(cls, fd: int) -> Control:
         """Take over the socket that was inherited as `fd`."""
-        return cls(*await asyncio.open_connection(sock=socket.socket(fileno=fd)))
+        os.set_inheritable(fd, False)  # noqa: FBT003 (positional only): programs that user code starts have no business with it
+        return cls(*await asyncio.open_connection(sock=socket.socket(fileno=fd), limit=MAX_CONTROL_BYTES))
 
     async def read(self) -> dict[str, Any] | None:
         """The next message; None when the worker is gone."""
@@ -82,11 +87,13 @@ async def _build(settings: Settings, assignment: Assignment, spec: DeploymentSpe
     try:
         state = ClusterState(link, settings.namespace, KeyRing(settings.secrets))
         code = await state.code(assignment.version)
+        app = await state.app(assignment.app)
     finally:
         await link.close()
     context = ReplicaContext(assignment.app, assignment.deployment, assignment.replica_id, assignment.version, None)
     set_replica_context(context)
-    servable = await build(code, spec.config.user_config)
+    limits = {deployment.name: deployment.config.max_queued_requests for deployment in app.deployments}
+    servable = await build(code, spec.config.user_config, limits)
     set_replica_context(
         ReplicaContext(
             assignment.app, assignment.deployment, assignment.replica_id, assignment.version, servable.target
@@ -121,11 +128,40 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _leave_signals_to_worker() -> None:
+    """The worker decides when we end: a Ctrl-C in its terminal is its affair.
+
+    SIG_IGN would be inherited by the processes that user code starts, and `Popen.terminate()` would not end them: a
+    handler is reset by exec, and by us after a fork.
+    """
+    for name in _WORKER_SIGNALS:
+        signal.signal(name, _ignore)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_hear_signals)
+
+
+def _hold_signals() -> None:
+    """A signal to a child that has just been forked must wait until the child can hear it."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WORKER_SIGNALS)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _hear_signals() -> None:
+    for name in _WORKER_SIGNALS:
+        if signal.getsignal(name) is _ignore:  # user code may have set its own
+            signal.signal(name, signal.SIG_DFL)
+    _release_signals()
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    return
+
+
 if __name__ == "__main__":
     _die_with_parent()
-    # The worker decides when we end: a Ctrl-C in its terminal is its affair.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _leave_signals_to_worker()
     chosen = Settings.from_env()
     logs.configure(chosen)
     code = loops.run(main(int(sys.argv[1])), chosen)

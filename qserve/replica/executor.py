@@ -49,7 +49,8 @@ class Executor:
         try:
             method, is_async = self._servable.method(job.call.method)
         except Exception as error:  # noqa: BLE001 (looking a method up may run user code; the caller gets its error)
-            self._on_done(job, codec.encode_error(job.call.call_id, error, job.call.serializer))
+            # Not from within: `on_done` starts the next job, and hundreds of these in a row would nest as deep.
+            self._loop.call_soon(self._on_done, job, codec.encode_error(job.call.call_id, error, job.call.serializer))
             return
         if is_async:
             task = self._loop.create_task(self._run_async(job, method))

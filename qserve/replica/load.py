@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qserve.client.handle import DeploymentHandle
@@ -62,10 +62,17 @@ class Servable:
             await _maybe_await(hook(self.target))
 
 
-async def build(code: bytes, user_config: Any) -> Servable:
-    """Unpickle verified code and construct the instance. Raises what the user's code raises."""
+async def build(code: bytes, user_config: Any, limits: Mapping[str, int]) -> Servable:
+    """Unpickle verified code and construct the instance. Raises what the user's code raises.
+
+    limits  max_queued_requests of the deployments of this application, for the handles among the arguments
+    """
+
+    def make_handle(app: str, name: str) -> DeploymentHandle[Any]:
+        return DeploymentHandle(name, app, max_queued_requests=limits.get(name, -1))
+
     try:
-        target, args, kwargs = load_code(code, lambda app, name: DeploymentHandle(name, app))
+        target, args, kwargs = load_code(code, make_handle)
     except Exception as error:
         raise SerializationError(
             f"The deployment's code cannot be loaded on this host: {error}. Install the module that defines it here, "

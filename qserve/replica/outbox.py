@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ logger = logging.getLogger("qserve.replica")
 
 # How long a refused reply waits before it is offered again (out of memory, no permission).
 _REFUSED_RETRY_S = 0.5
+# The same as of a client's puts: one that is larger holds up all that share the connection.
+_MOST_BATCH_BYTES = 4 * 1024 * 1024
 
 
 class ReplyBox:
@@ -61,8 +63,7 @@ class ReplyBox:
         out, self._out = self._out, []
         for stream in (self._keys.front, self._keys.calls):
             chosen = [done for done in out if done.entry.stream == stream]
-            for start in range(0, len(chosen), store.MOST_PER_SCRIPT):
-                batch = chosen[start : start + store.MOST_PER_SCRIPT]
+            for batch in _cut(chosen):
                 self._sent.update((done.entry.entry_id, done) for done in batch)
                 store.finish(pipe, self._keys, stream, batch, partial(self._confirm, batch))
 
@@ -76,3 +77,17 @@ class ReplyBox:
         logger.warning("%d replies could not be stored and are offered again: %s", len(batch), reply)
         self._out.extend(batch)
         self._loop.call_later(_REFUSED_RETRY_S, self.flush)
+
+
+def _cut(replies: Sequence[Finished]) -> Iterator[list[Finished]]:
+    """The replies in their order, in batches that one script may store; one that is too large for any travels alone."""
+    batch: list[Finished] = []
+    size_bytes = 0
+    for done in replies:
+        size_bytes += len(done.reply)
+        if batch and (len(batch) == store.MOST_PER_SCRIPT or size_bytes > _MOST_BATCH_BYTES):
+            yield batch
+            batch, size_bytes = [], len(done.reply)
+        batch.append(done)
+    if batch:
+        yield batch

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from qserve.client.portal import get_response
 from qserve.config import DeploymentConfig, Settings
 from qserve.context import CallContext
-from qserve.errors import CallLost, CallRejected, SignatureError, TransportError
+from qserve.errors import CallRejected, SignatureError, TransportError
 from qserve.replica.executor import Executor, Job
 from qserve.replica.load import Servable
 from qserve.replica.outbox import ReplyBox
@@ -33,9 +33,11 @@ from qserve.wire.signing import Direction, KeyRing
 logger = logging.getLogger("qserve.replica")
 
 BLOCK_MS = 5000
-# A call may reach us before the call that it waits for is stored: both may come over different connections.
-_INPUT_GRACE_S = 5.0
-_INPUT_RETRY_S = 0.1
+# How many calls may wait here for their inputs: each is held with all its arguments.
+MOST_PARKED = 1000
+# When all that was claimed had to be handed back, others may take it now; we must not turn it over and over.
+_CROWDED_S = 0.02
+_RETRY_S = 0.1
 
 
 class Server:
@@ -87,17 +89,17 @@ class Server:
                 if self._draining:  # which has closed the connection
                     return
                 logger.info("Taking calls is interrupted: %s", error)
-                await asyncio.sleep(_INPUT_RETRY_S)
+                await asyncio.sleep(_RETRY_S)
                 continue
-            self._accept(entries)
+            if entries and not self._accept(entries):
+                await asyncio.sleep(_CROWDED_S)
 
     async def drain(self, timeout_s: float) -> None:
         """Take no more calls, finish those that run within `timeout_s`, hand the rest back uncharged."""
         self._draining = True
         self._slot_free.set()
         self._reader.close_now()
-        for entry in list(self._parked.values()) + [job.entry for job in self._ready]:
-            self._hand_back([entry])
+        self._hand_back([*(job.entry for job in self._ready), *self._parked.values()])
         self._parked.clear()
         self._ready.clear()
         for waiting in self._parks:
@@ -112,6 +114,8 @@ class Server:
             logger.warning("%d calls did not finish in %g s and are handed back.", len(self._running), timeout_s)
         self._executor.close()
         await self._reclaimer.all_of(self.replica_id, "a drain", charge=False)
+        for task in self._tasks:
+            task.cancel()
         await self._link.close()
 
     # Taking
@@ -119,19 +123,22 @@ class Server:
     def _free(self) -> int:
         return self._slots - len(self._running) - len(self._ready)
 
-    def _accept(self, entries: list[Entry]) -> None:
+    def _accept(self, entries: list[Entry]) -> int:
+        """Take entries in, hand back those that there is no room for. Returns how many were taken in."""
         surplus = [entry for entry in entries if not self._take_in(entry)]
-        if surplus:
-            self._hand_back(surplus)
+        self._hand_back(surplus)
+        return len(entries) - len(surplus)
 
     def _take_in(self, entry: Entry) -> bool:
-        """Start, park or refuse one entry. False when there is no slot for it."""
+        """Start, park or refuse one entry. False when there is no slot, or no room to park it."""
         try:
             call = open_call(entry.envelope, self._opens)
         except SignatureError as error:
             self._spawn(self._refuse(entry, error))
             return True
         if inputs := call.context.get("inputs"):
+            if len(self._parked) >= MOST_PARKED:
+                return False
             self._parked[entry.entry_id] = entry
             parking = self._spawn(self._park(entry, call, inputs))
             self._parks.add(parking)
@@ -173,9 +180,7 @@ class Server:
             values = await asyncio.gather(*(_value_of(name) for name in names))
         except Exception as error:  # noqa: BLE001 (an input's error may be any, and answers this call)
             if self._parked.pop(entry.entry_id, None) is not None:
-                job = self._job(entry, call, {})
-                self._running[entry.entry_id] = job
-                self._on_done(job, codec.encode_error(call.call_id, error, call.serializer))
+                self._answer(entry, call, codec.encode_error(call.call_id, error, call.serializer))
             return
         if self._parked.pop(entry.entry_id, None) is None:
             return
@@ -190,10 +195,13 @@ class Server:
     def _on_done(self, job: Job, reply: Reply) -> None:
         if self._running.pop(job.entry.entry_id, None) is None:
             return  # handed back meanwhile
-        self._replies.add(Finished(job.entry, job.call.call_id, job.call.inbox, seal_reply(reply, self._seals)))
-        if self._ready and not self._draining:
+        self._answer(job.entry, job.call, reply)
+        if self._ready and not self._draining and len(self._running) < self._slots:
             self._start(self._ready.popleft())
         self._slot_free.set()
+
+    def _answer(self, entry: Entry, call: Call, reply: Reply) -> None:
+        self._replies.add(Finished(entry, call.call_id, call.inbox, seal_reply(reply, self._seals)))
 
     async def _refuse(self, entry: Entry, cause: SignatureError) -> None:
         """Quarantine what cannot be trusted; tell the caller if the entry is the one that was put for its call."""
@@ -208,7 +216,19 @@ class Server:
     def _hand_back(self, entries: list[Entry]) -> None:
         for stream in (self.keys.front, self.keys.calls):
             if chosen := [entry for entry in entries if entry.stream == stream]:
-                self._spawn(self._reclaimer.release(stream, self.replica_id, chosen, "a drain", charge=False))
+                self._spawn(self._release(stream, chosen))
+
+    async def _release(self, stream: str, entries: Sequence[Entry]) -> None:
+        """Hand entries of one stream back, uncharged. Trouble with Redis is waited out: nobody else looks for them."""
+        for start in range(0, len(entries), store.MOST_PER_SWEEP):
+            page = entries[start : start + store.MOST_PER_SWEEP]
+            while True:
+                try:
+                    await self._reclaimer.release(stream, self.replica_id, page, "a drain", charge=False)
+                    break
+                except TransportError as error:
+                    logger.info("Handing back %d calls is tried again: %s", len(page), error)
+                    await asyncio.sleep(_RETRY_S)
 
     async def _hand_back_unseen(self) -> None:
         """While draining: entries that were given to the reading connection as it closed. Others may run them now."""
@@ -216,8 +236,7 @@ class Server:
             await self._link.call("PING")
         for stream in (self.keys.front, self.keys.calls):
             entries = await store.all_pending(await self._link.ready(), stream, self.replica_id)
-            if unseen := [entry for entry in entries if entry.entry_id not in self._held()]:
-                await self._reclaimer.release(stream, self.replica_id, unseen, "a drain", charge=False)
+            await self._release(stream, [entry for entry in entries if entry.entry_id not in self._held()])
 
     def _link_up(self, _pipe: Pipe) -> None:
         asyncio.get_running_loop().call_soon(self._replies.flush)
@@ -236,13 +255,5 @@ class Server:
 
 
 async def _value_of(name: str) -> Any:
-    """The result of another call. One that is not stored yet is given a moment."""
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + _INPUT_GRACE_S
-    while True:
-        try:
-            return await get_response(name)
-        except CallLost:
-            if loop.time() >= give_up_at:
-                raise
-            await asyncio.sleep(_INPUT_RETRY_S)
+    """The result of another call; one that is still on its way to the store is waited for."""
+    return await get_response(name)

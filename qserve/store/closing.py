@@ -12,11 +12,17 @@ from qserve.wire.keys import GROUP, DeploymentKeys
 from qserve.wire.messages import open_call, seal_reply
 from qserve.wire.signing import Direction, KeyRing
 
+# Callers may add calls as fast as they are answered: what is left is for the next turn.
+_MOST_AT_ONCE = 1000
+
 
 async def answer_waiting(link: Link, ring: KeyRing, keys: DeploymentKeys, error: Exception) -> int:
-    """Answer every call that waits with this error. Running calls are left to their replicas. Returns how many."""
+    """Answer calls that wait with this error, 1,000 or so at a time. Returns how many.
+
+    Running calls are left to their replicas.
+    """
     answered = 0
-    while entries := await _take(link, keys):
+    while answered < _MOST_AT_ONCE and (entries := await _take(link, keys)):
         for entry in entries:
             await _answer(link, ring, keys, entry, error)
         answered += len(entries)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -91,19 +92,27 @@ class EmbeddedBroker:
 
         Raises BrokerBinaryMissing, SettingsError, BrokerInUse when another one runs in the folder.
         """
-        if len(str(self.socket_path).encode()) > _LONGEST_SOCKET_PATH:
-            raise SettingsError(
-                f"The socket path {self.socket_path} is longer than {_LONGEST_SOCKET_PATH} bytes. "
-                "Choose a shorter QSERVE_DATA_DIR, TMPDIR or XDG_RUNTIME_DIR."
-            )
         try:
+            self._check_path()
             self._launch()
-        except (BrokerInUse, SettingsError):  # the folder is somebody else's
+        except BrokerInUse:  # the folder is somebody else's
+            raise
+        except SettingsError:  # so it may be now; a new one of ours is still empty
+            if not self._keep and self.folder.is_dir() and self.folder.stat().st_uid == os.getuid():
+                with suppress(OSError):
+                    self.folder.rmdir()
             raise
         except BaseException:
             if not self._keep:
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
+
+    def _check_path(self) -> None:
+        if len(str(self.socket_path).encode()) > _LONGEST_SOCKET_PATH:
+            raise SettingsError(
+                f"The socket path {self.socket_path} is longer than {_LONGEST_SOCKET_PATH} bytes. "
+                "Choose a shorter QSERVE_DATA_DIR, TMPDIR or XDG_RUNTIME_DIR."
+            )
 
     def _launch(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

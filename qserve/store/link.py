@@ -18,6 +18,8 @@ logger = logging.getLogger("qserve.store")
 
 _FIRST_WAIT_S = 0.01
 _LONGEST_WAIT_S = 1.0
+# A server that accepts connections and then refuses to serve must not be knocked at without a pause.
+_PROVEN_AFTER_S = 1.0
 _WARN_AFTER_S = 2.0
 OnUp = Callable[[Pipe], Awaitable[None] | None]
 
@@ -50,6 +52,8 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._changed: asyncio.Event = asyncio.Event()
         self._closed = False
+        self._wait_s = 0.0
+        self._up_at = 0.0
 
     def start(self) -> None:
         """Begin to connect, in the background. Safe to call twice."""
@@ -105,9 +109,12 @@ class Link:
             pipe.close()
 
     async def _connect(self) -> None:
-        wait_s, warn_after_s = _FIRST_WAIT_S, _WARN_AFTER_S
+        warn_after_s = _WARN_AFTER_S
         began_at = asyncio.get_running_loop().time()
         while not self._closed:
+            if self._wait_s:
+                # Full jitter: many clients that lost one server do not come back all at once.
+                await asyncio.sleep(self._wait_s * (0.5 + random.random() / 2))  # noqa: S311 (spreads load, no secret)
             try:
                 await self._open()
             except TransportError as error:
@@ -117,12 +124,13 @@ class Link:
                 if tried_s >= warn_after_s:
                     logger.warning("%s Trying again for %.0f s now.", error, tried_s)
                     warn_after_s = 2 * tried_s
-                # Full jitter: many clients that lost one server do not come back all at once.
-                await asyncio.sleep(wait_s * (0.5 + random.random() / 2))  # noqa: S311 (spreads load, no secret)
-                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                self._wait_longer()
             else:
                 break
         self._task = None
+
+    def _wait_longer(self) -> None:
+        self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S) or _FIRST_WAIT_S
 
     async def _open(self) -> None:
         lost: list[TransportError] = []
@@ -148,6 +156,7 @@ class Link:
             pipe.close()
             return
         self.pipe, self.error = pipe, None
+        self._up_at = asyncio.get_running_loop().time()
         self._changed.set()
 
     def _down(self, error: TransportError) -> None:
@@ -155,6 +164,10 @@ class Link:
         if self._closed:
             return
         logger.warning("Lost the connection %r: %s", self._name, error)
+        if asyncio.get_running_loop().time() - self._up_at >= _PROVEN_AFTER_S:
+            self._wait_s = 0.0
+        else:
+            self._wait_longer()
         if self._on_down is not None:
             self._on_down(error)
         self.start()

@@ -51,6 +51,9 @@ class Pipe(asyncio.Protocol):
         self._waiting: deque[OnReply] = deque()
         self._out: list[bytes] = []
         self._heard_at = 0.0
+        self._written = 0  # bytes, ever; and of these, at the last look:
+        self._unsent = 0
+        self._sent = 0
         self._watchdog: asyncio.TimerHandle | None = None
         self._cause: TransportError | None = None
 
@@ -102,7 +105,8 @@ class Pipe(asyncio.Protocol):
         if not self._waiting:
             self._heard_at = self._loop.time()
             if self._watchdog is None:
-                self._watchdog = self._loop.call_later(self._silence_s, self._check_silence)
+                self._unsent = 0
+                self._watchdog = self._loop.call_later(self._silence_s / 2, self._check_silence)
         self._waiting.append(on_reply)
 
     def call(self, *parts: Argument) -> asyncio.Future[Any]:
@@ -146,9 +150,11 @@ class Pipe(asyncio.Protocol):
         out, self._out = self._out, []
         if self._transport is None or not out:
             return
+        size_bytes = sum(map(len, out))
+        self._written += size_bytes
         if len(out) == 1:
             self._transport.write(out[0])
-        elif sum(map(len, out)) < LARGE:
+        elif size_bytes < LARGE:
             self._transport.write(b"".join(out))
         else:  # joining would copy it all once more
             for frame in out:
@@ -189,15 +195,28 @@ class Pipe(asyncio.Protocol):
         self._watchdog = None
         if self._transport is None:
             return
-        if not self._waiting:
-            if self._on_message is not None:  # a subscriber is owed nothing: half-open, it would just hear no more
-                self.send(pack(("PING",)), _ignore)
-            return
+        if self._is_moving(self._transport):
+            self._heard_at = self._loop.time()
         silent_s = self._loop.time() - self._heard_at
-        if silent_s >= self._silence_s:
+        if not self._waiting and self._on_message is None:
+            return
+        if silent_s < self._silence_s:
+            soon_s = min(self._silence_s - silent_s, self._silence_s / 2)
+            self._watchdog = self._loop.call_later(soon_s, self._check_silence)
+        elif self._waiting:
             self._lose(unavailable(self._endpoint, TimeoutError(f"no answer for {silent_s:.0f} s")))
-        else:
-            self._watchdog = self._loop.call_later(self._silence_s - silent_s, self._check_silence)
+        else:  # a subscriber is owed nothing: half-open, it would just hear no more
+            self.send(pack(("PING",)), _ignore)
+
+    def _is_moving(self, transport: asyncio.Transport) -> bool:
+        """Whether the server took bytes that waited here at the last look: a long upload is no silence.
+
+        Bytes that the kernel took at once prove nothing: it takes them for a server that is gone as well.
+        """
+        waited, sent = self._unsent > 0, self._sent
+        self._unsent = transport.get_write_buffer_size()
+        self._sent = self._written - self._unsent
+        return waited and self._sent > sent
 
     # Ending
 

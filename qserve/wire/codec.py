@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Any, SupportsIndex
 
 from qserve import errors
+from qserve.config import MAX_PAYLOAD_BYTES
 from qserve.errors import PayloadTooLarge, QserveError, RemoteError, RemoteTraceback, SerializationError
 from qserve.wire.messages import FLAG_BUFFERS, Outcome, Reply, Serializer
 
@@ -59,7 +60,7 @@ def _outside(name: str, value: Any) -> Iterator[None]:
 
 
 def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: int) -> Encoded:
-    """The arguments of a call. Raises SerializationError that names the argument which cannot travel."""
+    """The arguments of a call. Raises PayloadTooLarge, SerializationError that names the argument at fault."""
     if serializer == Serializer.JSON:
         try:
             return Encoded(_dump_json({"args": args, "kwargs": kwargs}), 0, [])
@@ -69,6 +70,8 @@ def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: 
     _OUTSIDE.collected = references
     try:
         data, flags = _dump(([_apart(arg) for arg in args], {name: _apart(arg) for name, arg in kwargs.items()}))
+    except PayloadTooLarge:
+        raise
     except Exception as error:
         raise _blame(args, kwargs, error, _dump) from error
     finally:
@@ -89,11 +92,13 @@ def decode_arguments(
 
 
 def encode_result(call_id: bytes, value: Any, serializer: int) -> Reply:
-    """A reply with the call's result. Raises SerializationError when it cannot travel."""
+    """A reply with the call's result. Raises SerializationError when it cannot travel, PayloadTooLarge."""
     if serializer == Serializer.JSON:
         return Reply(call_id, Outcome.DONE, _dump_json(value), serializer)
     try:
         data, flags = _dump(_apart(value))
+    except PayloadTooLarge:
+        raise
     except Exception as error:
         raise SerializationError(f"The result, a {type(value).__qualname__}, cannot be pickled: {error}") from error
     return Reply(call_id, Outcome.DONE, data, serializer, flags)
@@ -141,7 +146,7 @@ def check_size(what: str, size: int, limit: int) -> None:
     """Raises PayloadTooLarge with the size and the limit."""
     if size > limit:
         raise PayloadTooLarge(
-            f"{what} has {size:,} bytes; the limit is {limit:,} (max_payload_bytes). "
+            f"{what} has {size:,} bytes, over the limit of {limit >> 20} MiB for one call or reply. "
             "Store the data where the replicas can read it and pass its address."
         )
 
@@ -221,12 +226,16 @@ def _dump_json(value: Any) -> bytes:
 
 
 def _dump(value: Any) -> tuple[bytes, int]:
-    """Pickle `value`; buffers such as arrays' data stand behind the pickle, without a copy in it."""
+    """Pickle `value`; buffers such as arrays' data stand behind the pickle, without a copy in it.
+
+    Raises PayloadTooLarge before large buffers are copied, and before they exceed the 32 bits of their length.
+    """
     buffers: list[pickle.PickleBuffer] = []
     data = _pickle(value, buffers)
     if not buffers:
         return data, 0
     raws = [buffer.raw() for buffer in buffers]
+    check_size("The data to send", len(data) + sum(raw.nbytes for raw in raws), MAX_PAYLOAD_BYTES)
     sizes = [_LENGTH.pack(len(raws)), _LENGTH.pack(len(data)), *(_LENGTH.pack(raw.nbytes) for raw in raws)]
     return b"".join((*sizes, data, *raws)), FLAG_BUFFERS
 

@@ -132,6 +132,13 @@ class ClusterKeys:
         """Channel: hints that state has changed."""
         return f"{self._base}:events"
 
+    def scope(self, *names: str) -> str:
+        """What binds a control envelope to what it stands for: ("app", name), ("code", version) or ("seal",).
+
+        No part may hold a colon; namespaces, names and versions hold none.
+        """
+        return ":".join((self.namespace, *names))
+
     def code(self, version: str) -> str:
         """Sealed pickle of a deployment's class and arguments."""
         return f"{self._base}:code:{version}"

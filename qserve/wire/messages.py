@@ -50,7 +50,7 @@ class Outcome(IntEnum):
 
 
 class UnreadableVersion(SignatureError):
-    """The envelope is of another protocol version: a replica of that version can read it."""
+    """It was written by another version of qserve: a process of that version can read it."""
 
 
 @dataclass(frozen=True, slots=True)

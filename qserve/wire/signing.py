@@ -16,6 +16,8 @@ UNSIGNED = 0
 # Above this size SHA-256 of the body is signed instead of the body: processors compute SHA-256 in hardware, and
 # blake2b takes twice as long on large inputs (docs/design/protocol.md).
 _DIGEST_ABOVE = 4096
+# Scopes come from request ids too, which anybody may make up: more than this many are not remembered.
+_MOST_SIGNERS = 4096
 
 
 class Direction(StrEnum):
@@ -76,12 +78,19 @@ class KeyRing:
         return self._newest != UNSIGNED
 
     def signer(self, direction: Direction, scope: str) -> Signer:
-        """The signer for one direction and scope; made once."""
+        """The signer for one direction and scope; remembered for calls and replies, specs and code are rare."""
         signer = self._signers.get((direction, scope))
         if signer is None:
             keys = {kid: _derive(secret, direction, scope) for kid, secret in self._secrets.items()}
-            signer = self._signers[direction, scope] = Signer(keys, self._newest)
+            signer = Signer(keys, self._newest)
+            if direction is not Direction.CONTROL:
+                self._remember(direction, scope, signer)
         return signer
+
+    def _remember(self, direction: Direction, scope: str, signer: Signer) -> None:
+        if len(self._signers) >= _MOST_SIGNERS:
+            self._signers.clear()
+        self._signers[direction, scope] = signer
 
 
 def key_id(secret: bytes) -> int:

@@ -183,14 +183,16 @@ def test_a_forged_record_is_an_error_and_not_a_value(cluster, settings, server, 
 def test_a_forged_application_is_left_out_and_the_others_go_on(echo, settings, server):
     """Junk among the applications must not stop the autoscaler from looking after the good ones."""
     names = ClusterKeys(settings.namespace)
-    forged = seal_control(b"{}", ring_of("wrong").signer(Direction.CONTROL, settings.namespace))
-    server.hset(names.apps, mapping={"junk": b"junk", "forged": forged})
+    forged = seal_control(b"{}", ring_of("wrong").signer(Direction.CONTROL, names.scope("app", "forged")))
+    unreadable = seal_control(b"{}", ring_of("right").signer(Direction.CONTROL, names.scope("app", "newer")))
+    bad: dict[str | bytes, bytes] = {"junk": b"junk", "forged": forged, "newer": unreadable, b"\xff": b"junk"}
+    server.hset(names.apps, mapping=bad)
     try:
         again = serve.run(Echo.options(num_replicas=2).bind(), name="echo", timeout_s=10)
         assert again.remote(1).result(timeout_s=5) == 1
         assert {"echo"} <= serve.status().applications.keys()
     finally:
-        server.hdel(names.apps, "junk", "forged")
+        server.hdel(names.apps, *bad)
 
 
 # Wrong secrets

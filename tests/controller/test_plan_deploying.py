@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from qserve.controller.plan import Assign, Close, SetStatus, Unassign
+from qserve.controller.plan import Assign, Close, CloseReason, SetStatus, Unassign
 from qserve.spec import ReplicaState
 from tests.controller.world import World, spec
 
@@ -189,12 +189,12 @@ def test_a_deleted_application_drains_closes_its_queues_and_disappears():
     actions = world.turn()
 
     assert Counter(type(action) for action in actions) == {Unassign: 2, Close: 1, SetStatus: 1}
-    assert world.closed[-1] == Close("app", "Echo", last=False)
+    assert world.closed[-1] == Close("app", "Echo", CloseReason.DELETED, last=False)
     assert world.statuses["app"].status == "DELETING"
     assert world.info().status_trigger == "DELETING"
 
     world.settle()
-    assert world.closed[-1] == Close("app", "Echo", last=True)
+    assert world.closed[-1] == Close("app", "Echo", CloseReason.DELETED, last=True)
     assert (world.statuses, world.replicas, world.assignments) == ({}, {}, {})
 
 

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from qserve.controller.plan import Assign, BuryNode, Forget
+from qserve.controller.plan import Assign, BuryNode, Close, CloseReason, Forget
+from qserve.controller.status import idle_failures
 from qserve.spec import ReplicaState
 from tests.controller.world import World, spec
 
@@ -159,6 +160,37 @@ def test_the_same_version_can_be_tried_again():
 
     assert world.running() == {"v1": 2}
     assert world.statuses["app"].status == "RUNNING"
+
+
+def test_calls_to_a_deployment_that_failed_and_does_not_run_are_answered():
+    """No replica will ever take them; each call that comes later hears so too, until the next deploy."""
+    world = World.of("n1")
+    world.broken.add("v1")
+    world.deploy(spec())
+    world.settle()
+    assert world.closed == []
+    assert idle_failures(world.statuses) == {("app", "Echo")}
+    for _ in range(2):
+        world.stuck.add(("app", "Echo"))
+        assert world.turn() == [Close("app", "Echo", CloseReason.FAILED)]
+        assert world.decide() == []
+
+    world.deploy(spec(version="v2"))
+    world.stuck.add(("app", "Echo"))
+    world.settle()
+    assert idle_failures(world.statuses) == frozenset()
+    assert len(world.closed) == 2
+
+
+def test_calls_are_left_to_the_old_version_when_a_new_one_fails():
+    """It serves on: the calls that wait are its to take."""
+    world = deployed()
+    world.deploy(spec(version="v2"))
+    world.settle()
+    world.stuck.add(("app", "Echo"))
+
+    assert idle_failures(world.statuses) == frozenset()
+    assert world.turn() == []
 
 
 def test_a_failed_deployment_that_is_left_out_fails_no_more():

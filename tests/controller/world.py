@@ -49,7 +49,7 @@ def node(node_id: str, **fields: Any) -> NodeRecord:
 
 @dataclass
 class World:
-    """All that a controller sees. `broken` versions fail to start; nodes work when they are asked to."""
+    """All that a controller sees. `broken` versions do not start; calls wait in `stuck` queues; nodes obey."""
 
     apps: dict[str, AppSpec] = field(default_factory=dict)
     statuses: dict[str, ApplicationStatusInfo] = field(default_factory=dict)
@@ -59,6 +59,7 @@ class World:
     assignments: dict[str, Assignment] = field(default_factory=dict)
     retired: set[tuple[str, str]] = field(default_factory=set)
     broken: set[str] = field(default_factory=set)
+    stuck: set[tuple[str, str]] = field(default_factory=set)
     closed: list[Close] = field(default_factory=list)
     now: float = 1000.0
     deploys: int = 0
@@ -116,6 +117,7 @@ class World:
             replicas=dict(self.replicas),
             assignments=dict(self.assignments),
             retired=frozenset(self.retired),
+            stuck=frozenset(self.stuck),
         )
         return plan(dict(self.apps), seen, self.now if now is None else now)
 
@@ -140,6 +142,7 @@ class World:
             self._bury(action)
         elif isinstance(action, Close):
             self.closed.append(action)
+            self.stuck.discard((action.app, action.deployment))
             if action.last:
                 self.retired.add((action.app, action.deployment))
         else:

@@ -139,6 +139,27 @@ async def test_a_chain_of_three_deployments_passes_the_answer_through(cluster):
 
 
 @serve.deployment
+class Crowd:
+    """Makes many calls at once, and tells what became of them."""
+
+    def __init__(self, busy: DeploymentHandle[Any]) -> None:
+        self._busy = busy
+
+    async def __call__(self) -> list[str]:
+        answers = (self._busy.say_hi.remote("you") for _ in range(20))
+        return [type(answer).__name__ for answer in await asyncio.gather(*answers, return_exceptions=True)]
+
+
+async def test_a_full_queue_refuses_calls_of_deployments_too(cluster):
+    """`max_queued_requests` protects a deployment from whoever calls it; most calls come from other deployments."""
+    busy = Downstream.options(name="Busy", max_ongoing_requests=1, max_queued_requests=2)
+    handle = serve.run(Crowd.bind(busy.bind()), name="crowd")
+    became = await handle.remote()
+
+    assert set(became) == {"str", "BackPressureError"}
+
+
+@serve.deployment
 class Passing:
     def __init__(self, next_one: DeploymentHandle[Any]) -> None:
         self._next = next_one

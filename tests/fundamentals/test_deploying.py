@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import qserve as serve
-from qserve.errors import DeploymentUnavailableError, DeployTimeout, SerializationError
+from qserve.errors import DeployFailed, DeploymentUnavailableError, DeployTimeout, SerializationError
 from qserve.exceptions import RayServeException
 from qserve.handle import DeploymentHandle
 from qserve.spec import ApplicationStatus
@@ -165,6 +165,33 @@ def test_calls_that_wait_when_their_deployment_is_deleted_are_answered(gate):
     for response in responses:
         with pytest.raises(DeploymentUnavailableError, match="was deleted"):
             response.result(timeout_s=5)
+
+
+@serve.deployment
+class Broken:
+    """Its constructor fails, unless it is told not to."""
+
+    def __init__(self, *, is_mended: bool = False) -> None:
+        if not is_mended:
+            raise ValueError("no weights")
+
+    def __call__(self) -> str:
+        return "mended"
+
+
+def test_calls_to_a_deployment_that_failed_to_deploy_are_answered(cluster):
+    """No replica will ever take them. Also those that come when all is quiet again hear so at once."""
+    handle: DeploymentHandle[Any] = DeploymentHandle("Broken", "broken")
+    with pytest.raises(DeployFailed, match="no weights"):
+        serve.run(Broken.bind(), name="broken")
+    for _ in range(2):
+        asked_at = time.monotonic()
+        with pytest.raises(DeploymentUnavailableError, match="is unavailable because it failed to deploy"):
+            handle.remote().result(timeout_s=10)
+        assert time.monotonic() - asked_at < 2.5
+
+    serve.run(Broken.bind(is_mended=True), name="broken")
+    assert handle.remote().result(timeout_s=5) == "mended"
 
 
 def test_run_gives_up_after_its_timeout_and_says_what_it_waits_for(gate):

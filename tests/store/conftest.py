@@ -13,6 +13,7 @@ from qserve.config import Settings
 from qserve.store.connection import endpoint_of
 from qserve.store.embedded import EmbeddedBroker, private_folder
 from qserve.store.link import Link
+from qserve.store.state import ClusterState
 from qserve.wire.keys import DeploymentKeys, deployment_keys
 from qserve.wire.signing import KeyRing
 from tests.store.leftovers import clean, survey
@@ -79,6 +80,12 @@ async def link(settings: Settings) -> AsyncIterator[Link]:
     await opened.ready()
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+def state(link: Link, settings: Settings, ring: KeyRing) -> ClusterState:
+    """The namespace's state."""
+    return ClusterState(link, settings.namespace, ring)
 
 
 @pytest.fixture

@@ -189,6 +189,16 @@ def test_a_socket_path_that_is_too_long_is_refused(folder):
         broker.start()
 
 
+def test_a_folder_that_cannot_be_used_is_not_left_behind(tmp_path):
+    """A script that never started must not fill the temporary folder, try by try."""
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+
+    with pytest.raises(SettingsError, match="is longer than 107 bytes"):
+        EmbeddedBroker(Settings(), folder, keep=False).start()
+    assert not folder.exists()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder to another user")
 def test_somebody_else_s_folder_is_refused_and_left_alone(folder):
     """In a shared /tmp another user could put a socket of his own in the server's place."""

@@ -12,8 +12,10 @@ import pytest
 from qserve.errors import BrokerDenied, BrokerUnavailable
 from qserve.store.connection import Endpoint, endpoint_of
 from qserve.store.link import Link
+from qserve.store.scripts import PUT
 from tests.store.odd import OK, odd_server
 from tests.store.until import until
+from tests.support.refusing import refusing_server
 
 
 @pytest.fixture
@@ -168,6 +170,23 @@ async def test_an_unforeseen_error_does_not_end_the_link(settings):
         await link.ready(timeout_s=0.05)
     assert await link.call("ECHO", "hello") == b"hello"
     await link.close()
+
+
+async def test_a_server_that_takes_connections_and_drops_them_is_knocked_at_with_growing_pauses():
+    """A server that loads its data refuses each client: all of them at full speed would keep it from loading."""
+    async with refusing_server() as refusing:
+
+        def ask(pipe):
+            asyncio.get_running_loop().call_soon(
+                lambda: pipe.script(PUT, ["k"]).add_done_callback(asyncio.Future.exception)
+            )
+
+        link = Link(Endpoint(path=refusing.path), "test", on_up=ask)
+        link.start()
+        await until(lambda: len(refusing.connected_at) == 6)
+        await link.close()
+
+        assert refusing.connected_at[5] - refusing.connected_at[0] > 0.1
 
 
 def ours(server, settings):

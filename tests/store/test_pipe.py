@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import redis
@@ -20,6 +23,7 @@ from tests.store.odd import OK, odd_server
 from tests.store.until import until
 
 LARGE = 300 * 1024
+UPLOAD = 4 * 1024 * 1024
 
 
 @pytest.fixture
@@ -236,6 +240,24 @@ async def test_a_subscriber_asks_whether_the_server_is_still_there():
     assert "no answer for" in str(lost[0])
 
 
+async def test_a_server_that_takes_a_long_upload_is_not_silent():
+    """A large argument over a slow line takes longer than any silence: given up, it would be sent again for ever."""
+    async with slow_server(takes_all=True) as endpoint:
+        pipe = await open_pipe(endpoint, silence_s=0.1)
+
+        assert await pipe.call("SET", "large", bytes(UPLOAD)) == b"OK"
+        pipe.close()
+
+
+async def test_a_server_that_stops_in_the_middle_of_an_upload_is_given_up():
+    """Bytes that are still on our side are no sign of life."""
+    async with slow_server(takes_all=False) as endpoint:
+        pipe = await open_pipe(endpoint, silence_s=0.1)
+
+        with pytest.raises(BrokerUnavailable, match="no answer for"):
+            await pipe.call("SET", "large", bytes(UPLOAD))
+
+
 async def test_a_connection_without_a_debt_may_be_silent():
     """Idle is not dead: a client that makes a call a minute must not connect anew for each."""
     lost: list[Exception] = []
@@ -289,6 +311,34 @@ async def test_closing_twice_is_closed(pipe):
 
     with pytest.raises(BrokerUnavailable):
         await pipe.call("PING")
+
+
+@asynccontextmanager
+async def slow_server(*, takes_all: bool) -> AsyncIterator[Endpoint]:
+    """A server that reads 64 KiB every 5 ms: all of an upload before it answers, or only its first half."""
+    ends = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1024)
+        writer.write(OK)
+        left = UPLOAD if takes_all else UPLOAD // 2
+        while left > 0 and (chunk := await reader.read(64 * 1024)):
+            left -= len(chunk)
+            await asyncio.sleep(0.005)  # the slow line
+        if takes_all:
+            writer.write(OK)
+        await ends.wait()
+        writer.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "slow.sock")
+        server = await asyncio.start_unix_server(serve, path)
+        try:
+            yield Endpoint(path=path)
+        finally:
+            ends.set()
+            server.close()
+            await server.wait_closed()
 
 
 async def open_pipe(endpoint, *, on_lost=None, **options):

@@ -54,7 +54,11 @@ CALLS = {
     "call-above-4-kib": Call(CALL_ID, "add", "inbox", bytes(range(256)) * 17),
 }
 REPLIES = {f"reply-{outcome.name.lower()}": Reply(CALL_ID, outcome, b"result") for outcome in Outcome}
-CONTROL = b'{"name":"app"}'
+CONTROLS = {
+    "control-app": (ClusterKeys("ns").scope("app", "app"), b'{"name":"app"}'),
+    "control-code": (ClusterKeys("ns").scope("code", "0123456789abcdef"), b"pickled class and arguments"),
+    "control-seal": (ClusterKeys("ns").scope("seal"), b"seal"),
+}
 # Five bytes that stand behind the pickle; its arguments are a list with them, and a keyword.
 BUFFERS = (bytearray(b"hello"),), {"times": 2}
 
@@ -118,7 +122,10 @@ def envelopes() -> dict[str, bytes]:
     """The bytes of every envelope, and of arguments whose buffers stand out of band, by the name of their file."""
     sealed = {name: seal_call(call, ring_of(name).signer(Direction.CALL, SCOPE)) for name, call in CALLS.items()}
     sealed |= {name: seal_reply(reply, SIGNED.signer(Direction.REPLY, SCOPE)) for name, reply in REPLIES.items()}
-    sealed["control"] = seal_control(CONTROL, SIGNED.signer(Direction.CONTROL, "ns"))
+    sealed |= {
+        name: seal_control(payload, SIGNED.signer(Direction.CONTROL, scope))
+        for name, (scope, payload) in CONTROLS.items()
+    }
     args, kwargs = BUFFERS
     outside = tuple(pickle.PickleBuffer(arg) for arg in args)
     sealed["arguments-with-buffers"] = codec.encode_arguments(outside, kwargs, Serializer.PICKLE).data

@@ -1,9 +1,12 @@
 """Arguments and results: what goes in comes out on the other side, whatever pickle has to be helped with."""
 
 import json
+import mmap
+import pickle
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,9 +165,23 @@ def test_json_names_the_argument_that_it_has_no_form_for():
 
 def test_a_payload_over_the_limit_is_refused_with_both_sizes():
     """The limit protects the server that all share; the message says by how much, and what to do instead."""
-    codec.check_size("The call 'Echo.put'", 64, 64)
-    with pytest.raises(PayloadTooLarge, match=r"The call 'Echo.put' has 1,065 bytes; the limit is 1,064 \(max_payload"):
-        codec.check_size("The call 'Echo.put'", 1065, 1064)
+    codec.check_size("The call 'Echo.put'", 2**20, 2**20)
+    with pytest.raises(
+        PayloadTooLarge, match=r"'Echo.put' has 1,048,577 bytes, over the limit of 1 MiB for one call or"
+    ):
+        codec.check_size("The call 'Echo.put'", 2**20 + 1, 2**20)
+
+
+@pytest.mark.parametrize("size", [64 * 2**20, 2**32], ids=["over the limit", "over 32 bits"])
+def test_large_buffers_are_refused_before_they_are_copied(tmp_path: Path, size: int):
+    """Four gigabytes do not fit into the frame's length; the caller learns of the limit, not of struct.error."""
+    with (tmp_path / "hole").open("wb+") as file:  # takes neither disk nor memory as long as nobody reads it
+        file.truncate(size)
+        buffer = pickle.PickleBuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+    with pytest.raises(PayloadTooLarge, match="over the limit of 64 MiB for one call or reply"):
+        codec.encode_arguments((buffer,), {}, Serializer.PICKLE)
+    with pytest.raises(PayloadTooLarge, match="over the limit of 64 MiB for one call or reply"):
+        codec.encode_result(CALL_ID, buffer, Serializer.PICKLE)
 
 
 def test_a_result_says_that_it_is_one():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qserve.errors import SignatureError
 from qserve.wire import codec
+from qserve.wire.keys import ClusterKeys
 from qserve.wire.messages import (
     Call,
     Outcome,
@@ -147,6 +148,17 @@ def test_what_is_not_ours_is_refused(kind: str):
     """Somebody else's data under our key is neither read nor crashed on."""
     assert "not its mark" in refuses(kind, b"PK" + sealed(kind, signer_of(kind))[2:])
     assert "truncated" in refuses(kind, b"")
+
+
+@pytest.mark.parametrize("elsewhere", [("code", "v2"), ("app", "v1"), ("seal",)], ids=" ".join)
+def test_a_control_envelope_cannot_be_put_under_another_name(elsewhere: tuple[str, ...]):
+    """Who can write to Redis without the key could bring old code back under a new version."""
+    keys = ClusterKeys("ns")
+    data = seal_control(b"pickled", RING.signer(Direction.CONTROL, keys.scope("code", "v1")))
+
+    assert open_control(data, RING.signer(Direction.CONTROL, keys.scope("code", "v1"))) == b"pickled"
+    with pytest.raises(SignatureError, match="belong to something else"):
+        open_control(data, RING.signer(Direction.CONTROL, keys.scope(*elsewhere)))
 
 
 songs: list[str] = []

@@ -43,10 +43,11 @@ def test_a_kept_reply_is_still_read(name: str):
     assert open_reply(kept(f"{FOLDER}/{name}.bin"), signer) == samples.REPLIES[name]
 
 
-def test_a_kept_control_envelope_is_still_read():
+@pytest.mark.parametrize("name", samples.CONTROLS)
+def test_a_kept_control_envelope_is_still_read(name: str):
     """Specs and code outlive the process that deployed them by months."""
-    signer = samples.SIGNED.signer(Direction.CONTROL, "ns")
-    assert open_control(kept(f"{FOLDER}/control.bin"), signer) == samples.CONTROL
+    scope, payload = samples.CONTROLS[name]
+    assert open_control(kept(f"{FOLDER}/{name}.bin"), samples.SIGNED.signer(Direction.CONTROL, scope)) == payload
 
 
 def test_kept_buffers_out_of_band_are_still_read():

@@ -69,6 +69,18 @@ def test_a_key_id_tells_keys_apart_and_nothing_else():
     assert 0 not in ids
 
 
+def test_signers_are_remembered_only_so_far():
+    """Scopes come from request ids, which a browser may send: a million made-up ones must not fill the memory."""
+    ring = KeyRing()
+    first = ring.signer(Direction.CALL, "ns:a:D")
+    assert ring.signer(Direction.CALL, "ns:a:D") is first
+    assert ring.signer(Direction.CONTROL, "ns:app:a") is not ring.signer(Direction.CONTROL, "ns:app:a")
+
+    for number in range(4096):
+        ring.signer(Direction.REPLY, f"ns:a:{number}")
+    assert ring.signer(Direction.CALL, "ns:a:D") is not first
+
+
 def test_an_empty_ring_signs_nothing():
     """Unsigned envelopes have no signature to carry: not even room for one."""
     signer = KeyRing().signer(Direction.CALL, "s")
