@@ -14,8 +14,8 @@ from typing import Any
 
 from qserve.client.inbox import Inbox, may_be_on_its_way
 from qserve.client.outbox import ENQUEUE_TIMEOUT_S, Outbox, Outgoing
-from qserve.client.response import DeploymentResponse
-from qserve.config import MAX_IN_FLIGHT, MAX_PAYLOAD_BYTES, Settings
+from qserve.client.response import DeploymentResponse, Following
+from qserve.config import MAX_IN_FLIGHT, Settings
 from qserve.errors import TransportError
 from qserve.spec import CallState
 from qserve.store import replies as store
@@ -76,8 +76,7 @@ class Core:
 
         Raises SerializationError that names the argument, PayloadTooLarge. All other errors are the response's.
         """
-        encoded = codec.encode_arguments(args, kwargs, serializer)
-        codec.check_size(f"The call '{keys.deployment}.{method}'", len(encoded.data), MAX_PAYLOAD_BYTES)
+        encoded = codec.encode_arguments(args, kwargs, serializer, f"The call '{keys.deployment}.{method}'")
         context: dict[str, Any] = {}
         if parent_request is not None:
             context["request"] = parent_request
@@ -131,7 +130,7 @@ class Core:
         if response.done() or known is response:  # its waiter and the end of its own core may both send it here
             return
         if known is not None:  # two responses of one call in one process: one answer serves both
-            known.when_done(response.follow)
+            known.when_done(Following(response))
             return
         self._start()
         self._inbox.attach(response)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Generator
-from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from qserve.errors import CallLost, ResultTimeout
@@ -316,32 +315,52 @@ def _original(callback: Callback) -> Callback:
 
 def _waker(future: asyncio.Future[None], loop: asyncio.AbstractEventLoop, home: asyncio.AbstractEventLoop) -> Callback:
     """What wakes one awaiting task: directly on the core's own loop, over the fence on another."""
+    wake = _Wake(future)
     if loop is home:
-        return partial(_wake, future)
+        return wake
 
-    def wake_elsewhere(_response: DeploymentResponse[Any]) -> None:
+    def wake_elsewhere(response: DeploymentResponse[Any]) -> None:
         try:
-            loop.call_soon_threadsafe(_wake, future)
+            loop.call_soon_threadsafe(wake, response)
         except RuntimeError:  # that loop is closed: nobody waits there any more
             return
 
     return wake_elsewhere
 
 
-def _wake(future: asyncio.Future[None], _response: object = None) -> None:
-    if not future.done():
-        future.set_result(None)
+class _Wake:
+    """Wakes the task that awaits a response on the loop of its core."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self._future = future
+
+    def __call__(self, _response: DeploymentResponse[Any]) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+
+class Following:
+    """Gives another response of the same call the same answer."""
+
+    __slots__ = ("follower",)
+
+    def __init__(self, follower: DeploymentResponse[Any]) -> None:
+        self.follower = follower
+
+    def __call__(self, response: DeploymentResponse[Any]) -> None:
+        self.follower.follow(response)
 
 
 def _is_heard(callback: Callback, ending: asyncio.AbstractEventLoop | None) -> bool:
     """Whether somebody is there for the callback when the loop `ending`, its response's own, has ended."""
     if isinstance(callback, _Scheduled):
         return callback.loop is not ending
-    if isinstance(callback, partial) and callback.func is _wake:
+    if isinstance(callback, _Wake):
         return ending is None
-    if getattr(callback, "__func__", None) is DeploymentResponse.follow:
-        following: DeploymentResponse[Any] = callback.__self__  # type: ignore[attr-defined]  # a bound method has it
-        return following.is_awaited(beyond=ending)
+    if isinstance(callback, Following):
+        return callback.follower.is_awaited(beyond=ending)
     return True
 
 

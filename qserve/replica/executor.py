@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from qserve.config import MAX_PAYLOAD_BYTES
 from qserve.context import CallContext, current_call
 from qserve.replica.load import Servable
 from qserve.store.calls import Entry
@@ -108,6 +107,5 @@ def _encode(job: Job, value: Any) -> Reply:
             f"Method {job.call.method!r} returned a generator. A call has one result: return a list, "
             "or make one call per item."
         )
-    reply = codec.encode_result(job.call.call_id, value, job.call.serializer)
-    codec.check_size(f"The result of {job.call.method!r}", len(reply.payload), MAX_PAYLOAD_BYTES)
-    return reply
+    what = f"The result of {job.call.method!r}"
+    return codec.encode_result(job.call.call_id, value, job.call.serializer, what)

@@ -59,17 +59,19 @@ def _outside(name: str, value: Any) -> Iterator[None]:
         setattr(_OUTSIDE, name, before)
 
 
-def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: int) -> Encoded:
-    """The arguments of a call. Raises PayloadTooLarge, SerializationError that names the argument at fault."""
+def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: int, what: str = "The call") -> Encoded:
+    """The arguments of a call. Raises SerializationError that names the argument at fault, PayloadTooLarge for `what`."""
     if serializer == Serializer.JSON:
         try:
-            return Encoded(_dump_json({"args": args, "kwargs": kwargs}), 0, [])
+            plain = _dump_json({"args": args, "kwargs": kwargs})
         except SerializationError as error:
             raise _blame(args, kwargs, error, _dump_json) from error
+        check_size(what, len(plain), MAX_PAYLOAD_BYTES)
+        return Encoded(plain, 0, [])
     references: list[str] = []
     _OUTSIDE.collected = references
     try:
-        data, flags = _dump(([_apart(arg) for arg in args], {name: _apart(arg) for name, arg in kwargs.items()}))
+        data, flags = _dump(([_apart(arg) for arg in args], {name: _apart(arg) for name, arg in kwargs.items()}), what)
     except PayloadTooLarge:
         raise
     except Exception as error:
@@ -91,12 +93,14 @@ def decode_arguments(
     return tuple(args), kwargs
 
 
-def encode_result(call_id: bytes, value: Any, serializer: int) -> Reply:
-    """A reply with the call's result. Raises SerializationError when it cannot travel, PayloadTooLarge."""
+def encode_result(call_id: bytes, value: Any, serializer: int, what: str = "The result") -> Reply:
+    """A reply with the call's result. Raises SerializationError when it cannot travel, PayloadTooLarge for `what`."""
     if serializer == Serializer.JSON:
-        return Reply(call_id, Outcome.DONE, _dump_json(value), serializer)
+        plain = _dump_json(value)
+        check_size(what, len(plain), MAX_PAYLOAD_BYTES)
+        return Reply(call_id, Outcome.DONE, plain, serializer)
     try:
-        data, flags = _dump(_apart(value))
+        data, flags = _dump(_apart(value), what)
     except PayloadTooLarge:
         raise
     except Exception as error:
@@ -146,7 +150,7 @@ def check_size(what: str, size: int, limit: int) -> None:
     """Raises PayloadTooLarge with the size and the limit."""
     if size > limit:
         raise PayloadTooLarge(
-            f"{what} has {size:,} bytes, over the limit of {limit >> 20} MiB for one call or reply. "
+            f"{what} has {size:,} bytes; the limit is {limit:,} for one call or reply. "
             "Store the data where the replicas can read it and pass its address."
         )
 
@@ -225,17 +229,17 @@ def _dump_json(value: Any) -> bytes:
         raise SerializationError(f"JSON has no form for this value: {error}") from error
 
 
-def _dump(value: Any) -> tuple[bytes, int]:
+def _dump(value: Any, what: str = "The value") -> tuple[bytes, int]:
     """Pickle `value`; buffers such as arrays' data stand behind the pickle, without a copy in it.
 
-    Raises PayloadTooLarge before large buffers are copied, and before they exceed the 32 bits of their length.
+    Raises PayloadTooLarge for `what` before large buffers are copied, and before they exceed the 32 bits of their length.
     """
     buffers: list[pickle.PickleBuffer] = []
     data = _pickle(value, buffers)
-    if not buffers:
-        return data, 0
     raws = [buffer.raw() for buffer in buffers]
-    check_size("The data to send", len(data) + sum(raw.nbytes for raw in raws), MAX_PAYLOAD_BYTES)
+    check_size(what, len(data) + sum(raw.nbytes for raw in raws), MAX_PAYLOAD_BYTES)
+    if not raws:
+        return data, 0
     sizes = [_LENGTH.pack(len(raws)), _LENGTH.pack(len(data)), *(_LENGTH.pack(raw.nbytes) for raw in raws)]
     return b"".join((*sizes, data, *raws)), FLAG_BUFFERS
 

@@ -167,7 +167,7 @@ def test_a_payload_over_the_limit_is_refused_with_both_sizes():
     """The limit protects the server that all share; the message says by how much, and what to do instead."""
     codec.check_size("The call 'Echo.put'", 2**20, 2**20)
     with pytest.raises(
-        PayloadTooLarge, match=r"'Echo.put' has 1,048,577 bytes, over the limit of 1 MiB for one call or"
+        PayloadTooLarge, match=r"'Echo.put' has 1,048,577 bytes; the limit is 1,048,576 for one call or"
     ):
         codec.check_size("The call 'Echo.put'", 2**20 + 1, 2**20)
 
@@ -178,9 +178,9 @@ def test_large_buffers_are_refused_before_they_are_copied(tmp_path: Path, size: 
     with (tmp_path / "hole").open("wb+") as file:  # takes neither disk nor memory as long as nobody reads it
         file.truncate(size)
         buffer = pickle.PickleBuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
-    with pytest.raises(PayloadTooLarge, match="over the limit of 64 MiB for one call or reply"):
+    with pytest.raises(PayloadTooLarge, match="the limit is 67,108,864 for one call or reply"):
         codec.encode_arguments((buffer,), {}, Serializer.PICKLE)
-    with pytest.raises(PayloadTooLarge, match="over the limit of 64 MiB for one call or reply"):
+    with pytest.raises(PayloadTooLarge, match="the limit is 67,108,864 for one call or reply"):
         codec.encode_result(CALL_ID, buffer, Serializer.PICKLE)
 
 
