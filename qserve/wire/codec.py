@@ -60,7 +60,7 @@ def _outside(name: str, value: Any) -> Iterator[None]:
 
 
 def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], serializer: int, what: str = "The call") -> Encoded:
-    """The arguments of a call. Raises SerializationError that names the argument at fault, PayloadTooLarge for `what`."""
+    """The arguments of a call. Raises SerializationError that names the argument, PayloadTooLarge for `what`."""
     if serializer == Serializer.JSON:
         try:
             plain = _dump_json({"args": args, "kwargs": kwargs})
@@ -232,7 +232,7 @@ def _dump_json(value: Any) -> bytes:
 def _dump(value: Any, what: str = "The value") -> tuple[bytes, int]:
     """Pickle `value`; buffers such as arrays' data stand behind the pickle, without a copy in it.
 
-    Raises PayloadTooLarge for `what` before large buffers are copied, and before they exceed the 32 bits of their length.
+    Raises PayloadTooLarge for `what` before large buffers are copied, and before their length exceeds 32 bits.
     """
     buffers: list[pickle.PickleBuffer] = []
     data = _pickle(value, buffers)
