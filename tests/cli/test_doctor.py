@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import suppress
 from dataclasses import replace
 
@@ -168,12 +169,17 @@ def test_entries_in_quarantine_are_shown_with_the_reason(invoke, cluster, server
 
 
 def test_calls_of_a_deployment_that_failed_are_found(invoke, cluster, server):
-    """The mend is the replica's own error."""
+    """The mend is the replica's own error. The leader answers such calls; while it hangs they wait."""
     with suppress(DeployFailed):
         serve.run(_Broken.bind(), name="broken")
     keys = deployment_keys(cluster.settings.namespace, "broken", "_Broken")
-    server.xadd(keys.calls, {"c": b"a call that waits"})
-    result = invoke("doctor", "--json")
+    (leader,) = cluster.autoscalers
+    leader.send_signal(signal.SIGSTOP)
+    try:
+        server.xadd(keys.calls, {"c": b"a call that waits"})
+        result = invoke("doctor", "--json")
+    finally:
+        leader.send_signal(signal.SIGCONT)
     serve.delete("broken")
 
     (check,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "queue"]
