@@ -106,6 +106,7 @@ class Agent:
                     await self.state.announce(self.record)
                     self._woken.set()
                 await self._show_again()
+                self._woken.set()  # an event may be lost: what is assigned is looked at with each heartbeat as well
             except TransportError as error:
                 logger.warning("The leases were not renewed: %s", error)
             await asyncio.sleep(HEARTBEAT_S)
@@ -182,8 +183,11 @@ class Agent:
         await self.state.record(_record(child))
 
     async def _show(self, child: Child) -> None:
+        """Show what it is doing now. Once it has ended, `_after` has the last word: this must not come after it."""
         try:
-            await self.state.record(_record(child))
+            await self._link.ready()
+            if not child.has_ended:
+                await self.state.record(_record(child))
         except TransportError as error:
             self._unshown.add(child.assignment.replica_id)
             logger.warning("The state of %s is shown with a later heartbeat: %s", child.label, error)

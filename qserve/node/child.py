@@ -53,6 +53,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._life: asyncio.Task[None] | None = None
+        self.has_ended = False
         self._over = asyncio.Event()
         self._kill_timer: asyncio.TimerHandle | None = None
 
@@ -100,11 +101,12 @@ class Child:
 
     def drain(self, timeout_s: float) -> None:
         """Ask it to finish what runs and leave; it is killed when it does not."""
-        if self.state is ReplicaState.STOPPING:
+        if self.has_ended or self.state is ReplicaState.STOPPING:
             return
-        starting = self.state is ReplicaState.STARTING
-        self.state = ReplicaState.STOPPING
-        if starting:
+        serves = self.state is ReplicaState.RUNNING
+        if self.state is not ReplicaState.FAILED:  # that stays its last word
+            self.state = ReplicaState.STOPPING
+        if not serves:
             self.kill()
             return
         self._tell(drain=timeout_s)
@@ -131,6 +133,7 @@ class Child:
     async def _live(self, reader: asyncio.StreamReader, output: io.FileIO, process: asyncio.subprocess.Process) -> None:
         ears = [asyncio.create_task(self._forward(output)), asyncio.create_task(self._listen(reader))]
         code = await process.wait()
+        self.has_ended = True
         self._kill_group()
         if self._kill_timer is not None:
             self._kill_timer.cancel()

@@ -59,6 +59,20 @@ async def test_a_failure_that_could_not_be_told_is_told_later(agent, assignment,
     assert await shown(agent) == {"app-Echo-1": ReplicaState.FAILED}
 
 
+async def test_a_replica_that_has_ended_is_not_shown_as_leaving(agent, assignment):
+    """The leader may take a failed replica back while its books are closed: a record after its last keeps the
+    application in DELETING for ever."""
+    child = child_of(agent, assignment)
+    child.state = ReplicaState.FAILED
+    child.has_ended = True
+
+    agent._drain_child(child)
+    await asyncio.gather(*agent._tasks)
+
+    assert child.state is ReplicaState.FAILED
+    assert await shown(agent) == {}
+
+
 async def test_a_worker_that_leaves_starts_nothing_more(agent, assignment):
     """It has asked its replicas to end already: one that starts now would hear of it from nobody."""
     change = Change(agent.state.keys.assignments(assignment.node_id), assignment.replica_id, assignment.to_json())

@@ -74,7 +74,7 @@ class Cluster:
         leads = any(process.poll() is None for process in self.autoscalers)
         try:
             if leads:
-                serve.shutdown(timeout_s=20)
+                serve.shutdown(timeout_s=30)
         finally:
             for process in (*self.workers, *self.autoscalers):
                 self._end(process)
