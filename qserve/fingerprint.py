@@ -10,10 +10,10 @@ import pickletools
 from itertools import count
 
 from qserve.config import DeploymentConfig
+from qserve.options import RESTARTING
 
 # Whether equal constants are one object, and so whether a pickle repeats or remembers them, differs between processes.
 _CONSTANTS = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "STACK_GLOBAL"})
-_RESTART_FIELDS = ("ray_actor_options", "max_replicas_per_node", "max_retries", "max_ongoing_requests", "user_config")
 
 
 def fingerprint(blob: bytes, config: DeploymentConfig, source: bytes = b"", salt: bytes = b"") -> str:
@@ -23,7 +23,7 @@ def fingerprint(blob: bytes, config: DeploymentConfig, source: bytes = b"", salt
     source  of the module that defines it, when the pickle only names it
     salt    anything else that makes a version of its own
     """
-    options = config.model_dump_json(include=set(_RESTART_FIELDS))
+    options = config.model_dump_json(include=set(RESTARTING))
     return _digest(_built_by(blob), options.encode(), source, salt).hex()[:16]
 
 

@@ -6,12 +6,15 @@ ReplicaRecord, the leading `controller` writes Assignment and the statuses.
 
 from __future__ import annotations
 
+import hashlib
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qserve.config import DeploymentConfig
+from qserve.options import RECONFIGURING
 
 
 class ApplicationStatus(StrEnum):
@@ -44,19 +47,42 @@ class StatusTrigger(StrEnum):
     CONFIG_UPDATE_COMPLETED = "CONFIG_UPDATE_COMPLETED"
     UPSCALE_COMPLETED = "UPSCALE_COMPLETED"
     DOWNSCALE_COMPLETED = "DOWNSCALE_COMPLETED"
+    AUTOSCALING = "AUTOSCALING"
     REPLICA_STARTUP_FAILED = "REPLICA_STARTUP_FAILED"
     HEALTH_CHECK_FAILED = "HEALTH_CHECK_FAILED"
+    DEPLOYMENT_ACTOR_FAILED = "DEPLOYMENT_ACTOR_FAILED"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
     DELETING = "DELETING"
 
 
 class ReplicaState(StrEnum):
-    """Where a replica is in its life. FAILED is a start that did not succeed; its record is kept for the message."""
+    """Where a replica is in its life. Ray Serve's names, and two of our own for replicas that ended unasked.
+
+    UPDATING  it runs `reconfigure()`, and serves meanwhile
+    FAILED    its start did not succeed; the record is kept for the message
+    DIED      it ended after it had run; the record says by what
+    """
 
     STARTING = "STARTING"
+    UPDATING = "UPDATING"
+    RECOVERING = "RECOVERING"
     RUNNING = "RUNNING"
     STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    PENDING_MIGRATION = "PENDING_MIGRATION"
     FAILED = "FAILED"
     DIED = "DIED"
+
+
+class ExitCause(StrEnum):
+    """What ended a replica that nobody had asked to end."""
+
+    START = "START"
+    EXIT_CODE = "EXIT_CODE"
+    SIGNAL = "SIGNAL"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    HEALTH_CHECK = "HEALTH_CHECK"
+    REFUSED = "REFUSED"
 
 
 class CallState(StrEnum):
@@ -83,7 +109,13 @@ class Record(BaseModel):
 
 
 class DeploymentSpec(Record):
-    """One deployment as its application wants it. `version` is a hash of code, arguments and options."""
+    """One deployment as its application wants it.
+
+    version   a hash of code, arguments and the options that need a restart
+    replicas  how many are wanted; of an autoscaled deployment, with how many it begins
+    paused    its replicas take no calls: what is submitted waits
+    env_vars  environment variables of its replicas, from the application's runtime_env
+    """
 
     app: str
     name: str
@@ -91,6 +123,14 @@ class DeploymentSpec(Record):
     config: DeploymentConfig
     python: str
     replicas: int = Field(ge=0)
+    paused: bool = False
+    env_vars: dict[str, str] = Field(default_factory=dict)
+
+    @cached_property
+    def config_version(self) -> str:
+        """A hash of what running replicas are told by `reconfigure`; another one restarts nothing."""
+        told = self.config.model_dump_json(include=set(RECONFIGURING)) + str(self.paused)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
 
     @field_validator("config", mode="before")
     @classmethod
@@ -99,7 +139,11 @@ class DeploymentSpec(Record):
 
 
 class AppSpec(Record):
-    """One application as its user wants it."""
+    """One application as its user wants it.
+
+    source  where it came from, for people: an import path with its arguments, or empty
+    fixed   workers host it by themselves (`qserve worker APP --replicas ...`): controllers leave it alone
+    """
 
     name: str
     ingress: str
@@ -107,6 +151,8 @@ class AppSpec(Record):
     deployed_at_s: float
     deploy_id: str
     route_prefix: str | None = "/"
+    source: str = ""
+    fixed: bool = False
 
     def deployment(self, name: str) -> DeploymentSpec | None:
         """The deployment of that name, if the application has it."""
@@ -114,7 +160,10 @@ class AppSpec(Record):
 
 
 class NodeRecord(Record):
-    """One `qserve worker`. `draining` nodes take no new replicas."""
+    """One `qserve worker`. `draining` nodes take no new replicas.
+
+    resources  what it offers, by name: num_cpus, num_gpus, memory (bytes), and custom ones
+    """
 
     node_id: str
     host: str
@@ -133,26 +182,71 @@ class NodeRecord(Record):
 
 
 class Assignment(Record):
-    """One replica that a node shall run, as the leader decided."""
+    """One replica that a node shall run, as the leader decided.
+
+    config_version  the DeploymentSpec.config_version that it shall have; another one than before is a reconfigure
+    resources       what it takes of its node, by name
+    """
 
     replica_id: str
     node_id: str
     app: str
     deployment: str
     version: str
+    config_version: str = ""
+    resources: dict[str, float] = Field(default_factory=dict)
 
 
-class ReplicaRecord(Record):
-    """One replica as its node sees it."""
+class ReplicaRecord(Assignment):
+    """One replica as its node sees it.
 
-    replica_id: str
-    node_id: str
-    app: str
-    deployment: str
-    version: str
+    config_version  the one that it has now
+    gpus            the devices that it sees, as in CUDA_VISIBLE_DEVICES
+    retiring        why it is to be replaced once another one runs; empty: it is not
+    cause           what ended it, when it ended unasked
+    started_at_s    seconds of the epoch
+    """
+
     state: ReplicaState
     pid: int = 0
     message: str = ""
+    gpus: tuple[str, ...] = ()
+    retiring: str = ""
+    cause: ExitCause | None = None
+    started_at_s: float = 0.0
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes calls."""
+        return self.state in (ReplicaState.RUNNING, ReplicaState.UPDATING)
+
+
+class Decision(Record):
+    """One change of a deployment's number of replicas, and why; the last 100 are kept.
+
+    at_s    seconds of the epoch
+    reason  in words, with the figures that led to it
+    """
+
+    at_s: float
+    before: int
+    after: int
+    reason: str
+
+
+class ScalingRecord(Record):
+    """What the autoscaler remembers of a deployment, so that another leader goes on from here.
+
+    target        how many replicas are wanted now
+    deploy_id     the deploy that it belongs to
+    policy_state  what the policy returned, delays included
+    """
+
+    target: int
+    deploy_id: str = ""
+    policy_state: dict[str, Any] = Field(default_factory=dict)
+    last_scale_up_time: float | None = None
+    last_scale_down_time: float | None = None
 
 
 class DeploymentStatusInfo(Record):

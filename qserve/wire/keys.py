@@ -49,6 +49,16 @@ class DeploymentKeys:
         return f"{self._base}:dead"
 
     @cached_property
+    def asleep(self) -> str:
+        """There while the deployment has no replicas and no streams: the next call makes the streams and tells so."""
+        return f"{self._base}:asleep"
+
+    @cached_property
+    def delayed(self) -> str:
+        """Sorted set: calls that are not due yet, by the server's milliseconds at which they are."""
+        return f"{self._base}:delayed"
+
+    @cached_property
     def quarantine(self) -> str:
         """Stream of entries that could not be trusted, as raw bytes, capped."""
         return f"{self._base}:quarantine"
@@ -111,6 +121,28 @@ class ClusterKeys:
     def seal(self) -> str:
         """A word that the leader has signed: by it others see whether they have the cluster's secret."""
         return f"{self._base}:seal"
+
+    @cached_property
+    def scaling(self) -> str:
+        """Hash: application.deployment -> ScalingRecord."""
+        return f"{self._base}:scaling"
+
+    def decisions(self, app: str, deployment: str) -> str:
+        """List of Decisions, newest first, capped."""
+        return f"{self._base}:decisions:{app}.{deployment}"
+
+    def history(self, app: str) -> str:
+        """List of sealed AppSpecs, newest (the present one) first, capped."""
+        return f"{self._base}:history:{app}"
+
+    def logs(self, app: str, deployment: str) -> str:
+        """Stream of lines that a deployment's replicas wrote, capped."""
+        return f"{self._base}:logs:{app}.{deployment}"
+
+    @cached_property
+    def crons(self) -> str:
+        """Hash: name -> sealed CronRecord."""
+        return f"{self._base}:crons"
 
     @cached_property
     def leader(self) -> str:

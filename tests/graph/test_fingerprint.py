@@ -194,7 +194,6 @@ def test_equal_strings_are_one_whether_or_not_they_are_one_object():
     [
         {"ray_actor_options": {"num_cpus": 2}},
         {"max_replicas_per_node": 1},
-        {"max_retries": 0},
     ],
     ids=",".join,
 )
@@ -214,6 +213,9 @@ def test_an_option_that_needs_a_restart_is_another_version(options: dict[str, An
         {"health_check_period_s": 1.0},
         {"health_check_timeout_s": 1.0},
         {"max_constructor_retry_count": 2},
+        {"max_retries": 0},
+        {"max_ongoing_requests": 9},
+        {"user_config": {"a": 1}},
     ],
     ids=",".join,
 )
