@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
 import redis
 
-from qserve.client import portal
 from qserve.config import Settings
 from qserve.store.embedded import EmbeddedBroker, private_folder
-from tests.support.cluster import Cluster
-
-SECRET = b"tests-sign-with-this-key-0123456789"
+from tests.support.cluster import Cluster, cluster_in, namespace_on
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +25,8 @@ def broker_url() -> Iterator[str]:
 @pytest.fixture
 def settings(broker_url: str) -> Iterator[Settings]:
     """Signed settings in a namespace of the test's own, which this process uses until the test ends."""
-    chosen = Settings(redis_url=broker_url, namespace=f"t{secrets.token_hex(4)}", secrets=(SECRET,))
-    portal.use(chosen)
-    yield chosen
-    portal.use(None)
+    with namespace_on(broker_url) as chosen:
+        yield chosen
 
 
 @pytest.fixture
@@ -46,8 +40,5 @@ def server(broker_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def cluster(settings: Settings) -> Iterator[Cluster]:
     """An autoscaler and a worker as processes; `serve.run(...)` in the test deploys to them."""
-    running = Cluster(settings)
-    running.start_autoscaler()
-    running.start_worker()
-    yield running
-    running.stop()
+    with cluster_in(settings) as running:
+        yield running

@@ -27,8 +27,7 @@ from qserve.errors import (
     SerializationError,
 )
 from qserve.handle import DeploymentHandle
-from tests.conftest import SECRET
-from tests.support.cluster import ROOT, Cluster, eventually
+from tests.support.cluster import ROOT, Cluster, cluster_in, eventually, namespace_on
 
 MIB = 1024 * 1024
 
@@ -57,20 +56,15 @@ class NeedsWeights:
 @pytest.fixture(scope="module")
 def settings(broker_url: str) -> Iterator[Settings]:
     """Signed settings in a namespace of the file's own."""
-    chosen = Settings(redis_url=broker_url, namespace="bad-input", secrets=(SECRET,))
-    portal.use(chosen)
-    yield chosen
-    portal.use(None)
+    with namespace_on(broker_url) as chosen:
+        yield chosen
 
 
 @pytest.fixture(scope="module")
 def cluster(settings: Settings) -> Iterator[Cluster]:
     """A cluster for all tests of the file."""
-    running = Cluster(settings)
-    running.start_autoscaler()
-    running.start_worker()
-    yield running
-    running.stop()
+    with cluster_in(settings) as running:
+        yield running
 
 
 @pytest.fixture
@@ -123,9 +117,10 @@ def test_an_unknown_method_lists_the_methods(echo):
         echo.size.remote().result(timeout_s=5)
 
 
-def test_unknown_names_list_those_there_are(echo):
+def test_unknown_names_list_those_there_are(echo, settings):
     """An application or a deployment that is not there is said to be so at once, also to a call."""
-    with pytest.raises(ApplicationNotFound, match=r"'eco' does not exist. Deployed in namespace 'bad-input': \['echo'"):
+    there = rf"'eco' does not exist. Deployed in namespace '{settings.namespace}': \['echo'"
+    with pytest.raises(ApplicationNotFound, match=there):
         serve.get_app_handle("eco")
     with pytest.raises(DeploymentNotFound, match=r"'Eco' does not exist in application 'echo'. It has: \['Echo'\]"):
         serve.get_deployment_handle("Eco", "echo")

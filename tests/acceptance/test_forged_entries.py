@@ -21,9 +21,8 @@ from qserve.handle import DeploymentHandle
 from qserve.wire.keys import ClusterKeys, DeploymentKeys, deployment_keys
 from qserve.wire.messages import Call, Outcome, Reply, seal_call, seal_control, seal_reply
 from qserve.wire.signing import Direction, KeyRing
-from tests.conftest import SECRET
 from tests.fundamentals.apps import Gate
-from tests.support.cluster import Cluster, eventually
+from tests.support.cluster import SECRET, Cluster, cluster_in, eventually, namespace_on
 
 OTHER_SECRET = b"somebody-elses-key-0123456789abcdef"
 
@@ -47,20 +46,15 @@ class Echo:
 @pytest.fixture(scope="module")
 def settings(broker_url: str) -> Iterator[Settings]:
     """Signed settings in a namespace of the file's own."""
-    chosen = Settings(redis_url=broker_url, namespace="forged", secrets=(SECRET,))
-    portal.use(chosen)
-    yield chosen
-    portal.use(None)
+    with namespace_on(broker_url) as chosen:
+        yield chosen
 
 
 @pytest.fixture(scope="module")
 def cluster(settings: Settings) -> Iterator[Cluster]:
     """A cluster for all tests of the file."""
-    running = Cluster(settings)
-    running.start_autoscaler()
-    running.start_worker()
-    yield running
-    running.stop()
+    with cluster_in(settings) as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 import qserve as serve
+from qserve.client import portal
 from qserve.config import Settings
 
 ROOT = Path(__file__).parents[2]
+SECRET = b"tests-sign-with-this-key-0123456789"
+
+
+@contextmanager
+def namespace_on(broker_url: str) -> Iterator[Settings]:
+    """Signed settings in a namespace of one's own, which this process uses until the block ends."""
+    chosen = Settings(redis_url=broker_url, namespace=f"t{secrets.token_hex(4)}", secrets=(SECRET,))
+    portal.use(chosen)
+    try:
+        yield chosen
+    finally:
+        portal.use(None)
 
 
 def eventually(check: Callable[[], object], *, within_s: float = 15.0, what: str = "") -> None:
@@ -93,6 +108,18 @@ class Cluster:
         env = (settings or self.settings).child_env()
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
         return subprocess.Popen([sys.executable, "-m", module], env=env, stdin=subprocess.DEVNULL)
+
+
+@contextmanager
+def cluster_in(settings: Settings) -> Iterator[Cluster]:
+    """An autoscaler and a worker as processes, until the block ends."""
+    running = Cluster(settings)
+    try:
+        running.start_autoscaler()
+        running.start_worker()
+        yield running
+    finally:
+        running.stop()
 
 
 def is_replica(process: psutil.Process) -> bool:
