@@ -1,52 +1,88 @@
-"""`run`, `delete`, `shutdown`, `status` and the getters of handles: desired state goes in, handles come out."""
+"""`run`, `delete`, `status` and what else people do to applications: desired state goes in, handles come out."""
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import secrets
 import threading
-import time
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypedDict, TypeVar, Unpack
 
-from qserve import graph
+from pydantic import BaseModel
+
+from qserve import local
 from qserve.client import portal
 from qserve.client.handle import DeploymentHandle
 from qserve.context import get_replica_context, in_replica
+from qserve.deploying import desired, edits, overview, waiting
+from qserve.deploying.desired import Plan
+from qserve.deploying.targets import DEFAULT_APP, Built, RunTarget, Unsaid
+from qserve.deploying.targets import build as build_targets
 from qserve.deployment import Application
-from qserve.errors import (
-    ApplicationNotFound,
-    DeployFailed,
-    DeploymentNotFound,
-    DeployTimeout,
-    QserveError,
-    SettingsError,
-    UsageError,
-)
-from qserve.local import LocalCluster
-from qserve.spec import ApplicationStatus, ApplicationStatusInfo, AppSpec, ServeStatus
-from qserve.store import calls, replies
-from qserve.store.link import Link
-from qserve.store.pipe import Pipe
+from qserve.errors import ApplicationNotFound, DeploymentNotFound, QserveError, UsageError
+from qserve.spec import ApplicationStatusInfo, AppSpec, Decision, ReplicaRecord, ServeStatus
 from qserve.store.state import ClusterState
-from qserve.wire.keys import deployment_keys
 
+__all__ = [
+    "DEFAULT_APP",
+    "Built",
+    "Plan",
+    "Progress",
+    "RunTarget",
+    "Unsaid",
+    "Waits",
+    "build",
+    "decisions",
+    "delete",
+    "deploy",
+    "get_app_handle",
+    "get_deployment_handle",
+    "get_handle_at",
+    "history",
+    "pause",
+    "preview",
+    "replicas",
+    "restart",
+    "resume",
+    "rollback",
+    "run",
+    "run_many",
+    "scale",
+    "shutdown",
+    "shutdown_async",
+    "start",
+    "status",
+    "wanted",
+    "watch",
+]
 T = TypeVar("T")
-DEFAULT_APP = "default"
-# How often a wait looks by itself; events wake it at once.
-_LOOK_EVERY_S = 1.0
 Progress = Callable[[ApplicationStatusInfo], None]
-_cluster_lock = threading.Lock()
-_cluster: LocalCluster | None = None
 
 
-def run(
+class Waits(TypedDict, total=False):
+    """How a change is waited for.
+
+    wait         False: return at once, it goes on by itself
+    timeout_s    over it DeployTimeout, which says what is waited for; 60, None waits for ever
+    on_plan      called with what is done, before it is waited for
+    on_progress  called with an application's name and status whenever that changes
+    """
+
+    wait: bool
+    timeout_s: float | None
+    on_plan: Callable[[Plan], None]
+    on_progress: waiting.Progress | None
+
+
+def run(  # noqa: PLR0913 (Ray Serve's signature)
     target: Application,
     blocking: bool = False,  # noqa: FBT001, FBT002 (Ray Serve's signature)
     name: str = DEFAULT_APP,
-    route_prefix: str | None = "/",
+    route_prefix: str | Unsaid | None = Unsaid.ROUTE,
+    logging_config: dict[str, Any] | BaseModel | None = None,
+    _local_testing_mode: bool = False,  # noqa: FBT001, FBT002 (Ray Serve's signature)
+    external_scaler_enabled: bool = False,  # noqa: ARG001, FBT001, FBT002 (Ray Serve's; `scale` needs no switch here)
+    controller_options: Any = None,  # noqa: ARG001 (Ray Serve's; it has a controller process to set up)
     *,
     force: bool = False,
     timeout_s: float | None = 60.0,
@@ -56,42 +92,129 @@ def run(
 
     Without QSERVE_REDIS_URL an embedded cluster starts with the first call and ends with the process.
 
-    blocking     stay here until Ctrl-C
-    name         an application of this name is replaced; others are untouched
-    force        restart the replicas even if code, arguments and options are the same
-    timeout_s    over it DeployTimeout, which says what is waited for; None waits for ever
-    on_progress  called with the application's status whenever it changes
+    blocking        stay here until Ctrl-C, which raises KeyboardInterrupt
+    name            an application of this name is replaced; others are untouched
+    route_prefix    "/" unless another application has it; one that is said must be free
+    logging_config  for the deployments that say nothing of logging
+    force           restart the replicas even if code, arguments and options are the same
+    timeout_s       over it DeployTimeout, which says what is waited for; None waits for ever
+    on_progress     called with the application's status whenever it changes
     Raises TypeError for anything but an Application, SerializationError when its code cannot travel, DeployFailed (a
     RuntimeError) with the replica's traceback when a constructor fails.
     """
-    if not isinstance(target, Application):
-        raise TypeError(
-            "`serve.run` expects an `Application` returned by `Deployment.bind()`. "
-            f"It got {target!r}; did you forget .bind()?"
+    if _local_testing_mode:
+        raise UsageError(
+            "There is no local testing mode. Without QSERVE_REDIS_URL serve.run() starts a whole cluster on this host "
+            "in a second, which ends with the process: leave _local_testing_mode out."
         )
+
+    def tell(_name: str, info: ApplicationStatusInfo) -> None:
+        if on_progress is not None:
+            on_progress(info)
+
+    built = build([RunTarget(target, name, route_prefix, logging_config)], force=force)
+    deploy(built, timeout_s=timeout_s, on_progress=tell)
+    return _stay(blocking, built)[0]
+
+
+def run_many(
+    targets: Sequence[RunTarget],
+    blocking: bool = False,  # noqa: FBT001, FBT002 (Ray Serve's signature)
+    wait_for_ingress_deployment_creation: bool = True,  # noqa: ARG001, FBT001, FBT002 (Ray Serve's; it is there at once)
+    wait_for_applications_running: bool = True,  # noqa: FBT001, FBT002 (Ray Serve's signature)
+    *,
+    force: bool = False,
+    timeout_s: float | None = 60.0,
+) -> list[DeploymentHandle[Any]]:
+    """Deploy several applications in one step, wait until all of them run, and return their handles.
+
+    wait_for_applications_running  False: return at once; calls wait in their queues
+    Raises what `run` raises, and UsageError when two of them have one name.
+    """
+    built = build(targets, force=force)
+    deploy(built, wait=wait_for_applications_running, timeout_s=timeout_s)
+    return _stay(blocking, built)
+
+
+def build(targets: Sequence[RunTarget], *, force: bool = False) -> list[Built]:
+    """Make applications ready to be deployed: their names checked, their code pickled. Nothing is deployed yet.
+
+    Raises TypeError for anything but an Application, UsageError, SerializationError; SettingsError for overrides that
+    do not fit.
+    """
     _refuse_while_loading()
-    _check_app_name(name)
-    _check_route_prefix(route_prefix)
-    flat = graph.flatten(
-        target,
-        name=name,
-        deploy_id=secrets.token_hex(8),
-        now_s=time.time(),
-        route_prefix=route_prefix,
-        force=force,
-    )
-    _ensure_cluster()
-    _on_portal(lambda state: _deploy(state, flat, timeout_s, on_progress))
-    handle = _handle_of(flat.spec, flat.spec.ingress)
-    if blocking:
-        threading.Event().wait()
-    return handle
+    return build_targets(targets, force=force)
 
 
-def delete(name: str, *, timeout_s: float = 60.0) -> None:
+def deploy(built: Sequence[Built], *, only_these: bool = False, **how: Unpack[Waits]) -> Plan:
+    """Deploy what was built, in one step. Returns what was done.
+
+    only_these  all other applications of the namespace go
+    Raises QserveError when a route_prefix belongs to another application, DeployFailed, DeployTimeout.
+    """
+    local.ensure()
+    return _change(lambda state: desired.deploy(state, built, only_these=only_these), how)
+
+
+def preview(built: Sequence[Built], *, only_these: bool = False) -> Plan:
+    """What `deploy` would do."""
+    local.ensure()
+    return _on_portal(lambda state: desired.work_out(state, built, only_these=only_these))
+
+
+def rollback(app: str, to: int | None = None, **how: Unpack[Waits]) -> Plan:
+    """Deploy an application as it was before; new replicas serve before the old ones go.
+
+    to  how many versions back, 1 to 5; None is the one before
+    Raises ApplicationNotFound; UsageError when there is no such version; what `deploy` raises.
+    """
+    deploy_id = secrets.token_hex(8)
+    return _change(lambda state: desired.roll_back(state, app, 1 if to is None else to, deploy_id), how)
+
+
+def history(app: str) -> list[AppSpec]:
+    """The last versions of an application, the present one first. Raises ApplicationNotFound."""
+
+    async def read(state: ClusterState) -> list[AppSpec]:
+        return await state.history.versions(app) or [await state.app(app)]
+
+    return _on_portal(read)
+
+
+def scale(app: str, deployment: str, num_replicas: int, **how: Unpack[Waits]) -> Plan:
+    """Change how many replicas a deployment has, until the next deploy. Nothing restarts.
+
+    Raises UsageError for one that is autoscaled, or for fewer than 1; ApplicationNotFound, DeploymentNotFound.
+    """
+    if num_replicas < 1:
+        raise UsageError("A deployment has at least 1 replica: `pause` keeps calls waiting, `delete` takes it down.")
+    return _edit(app, edits.Scale(deployment, num_replicas), how)
+
+
+def pause(app: str, deployment: str | None = None, **how: Unpack[Waits]) -> Plan:
+    """Have the replicas of a deployment, or of all, take no more calls: what is called waits until `resume`."""
+    return _edit(app, edits.Pause(deployment, paused=True), how)
+
+
+def resume(app: str, deployment: str | None = None, **how: Unpack[Waits]) -> Plan:
+    """Have the replicas of a deployment, or of all, take calls again."""
+    return _edit(app, edits.Pause(deployment, paused=False), how)
+
+
+def restart(app: str, deployment: str | None = None, **how: Unpack[Waits]) -> Plan:
+    """Replace the replicas of a deployment, or of all, by new ones of the same code; new ones serve first."""
+    return _edit(app, edits.Restart(deployment, secrets.token_hex(4)), how)
+
+
+def start(*_args: Any, **_options: Any) -> None:
+    """Start the embedded cluster if no other is named; `run` does it by itself. Ray Serve's options change nothing."""
+    local.ensure()
+
+
+def delete(name: str, _blocking: bool = True, *, timeout_s: float = 60.0) -> None:  # noqa: FBT001, FBT002 (Ray Serve's signature)
     """Take an application down and wait until it is gone. An unknown name does nothing. Raises DeployTimeout."""
     if _reaches_cluster():
-        _on_portal(lambda state: _delete(state, [name], timeout_s))
+        _on_portal(lambda state: _delete(state, [name], timeout_s, wait=_blocking))
 
 
 def shutdown(*, timeout_s: float = 60.0) -> None:
@@ -103,7 +226,12 @@ def shutdown(*, timeout_s: float = 60.0) -> None:
         _on_portal(lambda state: _delete(state, None, timeout_s))
         is_drained = True
     finally:
-        _end_cluster(at_once=not is_drained)
+        local.end(at_once=not is_drained)
+
+
+async def shutdown_async(*, timeout_s: float = 60.0) -> None:
+    """The same, without holding up the event loop."""
+    await asyncio.to_thread(shutdown, timeout_s=timeout_s)
 
 
 def status(name: str | None = None) -> ServeStatus:
@@ -111,14 +239,38 @@ def status(name: str | None = None) -> ServeStatus:
 
     name  only this application; ApplicationNotFound lists those there are
     """
-    found = _on_portal(_status) if _reaches_cluster() else ServeStatus()
-    if name is None:
-        return found
-    if name not in found.applications:
-        raise ApplicationNotFound(
-            f"Application {name!r} does not exist. There are: {sorted(found.applications) or 'none'}."
-        )
-    return found.model_copy(update={"applications": {name: found.applications[name]}})
+    found = _on_portal(overview.status) if _reaches_cluster() else ServeStatus()
+    return found if name is None else _only(found, name)
+
+
+def watch(on_status: Callable[[ServeStatus], None], name: str | None = None) -> None:
+    """Tell the status now and whenever an event changes it; queues are left out. Returns never; Ctrl-C ends it."""
+
+    def tell(found: ServeStatus) -> None:
+        on_status(found if name is None else _only(found, name))
+
+    _on_portal(lambda state: overview.watch(state, tell))
+
+
+def replicas() -> list[ReplicaRecord]:
+    """Every replica, by application and deployment."""
+    return _on_portal(overview.replicas) if _reaches_cluster() else []
+
+
+def decisions(app: str) -> dict[str, list[Decision]]:
+    """What the autoscaler decided for an application's deployments, by APP.DEPLOYMENT, newest first.
+
+    Raises ApplicationNotFound.
+    """
+    return _on_portal(lambda state: overview.decisions(state, app))
+
+
+def wanted(app: str | None = None) -> list[AppSpec]:
+    """The applications as they are wanted, or one of them. Raises ApplicationNotFound."""
+    if app is not None:
+        return [_on_portal(lambda state: state.app(app))]
+    found = _on_portal(lambda state: state.wanted())
+    return [found[name] for name in sorted(found)]
 
 
 def get_app_handle(name: str) -> DeploymentHandle[Any]:
@@ -153,14 +305,6 @@ def get_handle_at(path: str) -> DeploymentHandle[Any]:
     return _handle_of(spec, deployment).options(method_name=method)
 
 
-def write_env_file() -> Path | None:
-    """A file, readable by its owner only, from which a shell reaches this process's embedded cluster; None without one.
-
-    It goes with the cluster.
-    """
-    return None if _cluster is None else _cluster.write_env_file()
-
-
 def _handle_of(spec: AppSpec, deployment: str) -> DeploymentHandle[Any]:
     known = spec.deployment(deployment)
     if known is None:
@@ -179,45 +323,6 @@ def _refuse_while_loading() -> None:
         )
 
 
-def _check_app_name(name: str) -> None:
-    if not isinstance(name, str) or not name or set(name) & set(".#:{}~ \n\t/"):
-        raise UsageError(f"The application name {name!r} is empty, or holds one of '.#:{{}}~/' or a space.")
-
-
-def _check_route_prefix(prefix: str | None) -> None:
-    if prefix is None:
-        return
-    if not prefix.startswith("/") or (prefix != "/" and prefix.endswith("/")) or set(prefix) & set("{}"):
-        raise SettingsError(
-            f"route_prefix={prefix!r}: it starts with '/', does not end with one, and holds no '{{' or '}}'."
-        )
-
-
-def _ensure_cluster() -> None:
-    """Start the embedded cluster, once, if no other is configured."""
-    global _cluster  # noqa: PLW0603 (a process has one embedded cluster)
-    with _cluster_lock:
-        chosen = portal.settings()
-        if chosen.redis_url is not None:
-            return
-        cluster = LocalCluster(chosen)
-        cluster.start()
-        _cluster = cluster
-        atexit.register(_end_cluster)
-        portal.use(cluster.settings)
-
-
-def _end_cluster(*, at_once: bool = False) -> None:
-    """End the embedded cluster, if this process has one: our connections first, then its processes."""
-    global _cluster
-    with _cluster_lock:
-        cluster, _cluster = _cluster, None
-    if cluster is not None:
-        atexit.unregister(_end_cluster)
-        portal.use(None)
-        cluster.stop(at_once=at_once)
-
-
 def _reaches_cluster() -> bool:
     return portal.settings().redis_url is not None
 
@@ -229,102 +334,44 @@ def _on_portal(work: Callable[[ClusterState], Coroutine[Any, Any, T]]) -> T:
     return door.run(work(ClusterState(core.link, core.settings.namespace, core.ring)))
 
 
-async def _deploy(
-    state: ClusterState, flat: graph.FlatApp, timeout_s: float | None, on_progress: Progress | None
-) -> None:
-    app, deploy_id = flat.spec.name, flat.spec.deploy_id
-    seen: list[ApplicationStatusInfo] = []
+def _change(make: Callable[[ClusterState], Coroutine[Any, Any, Plan]], how: Waits) -> Plan:
+    """Make a change, and wait for it."""
 
-    async def runs() -> bool:
-        info = (await state.statuses()).get(app)
-        if info is None or info.deploy_id != deploy_id:
-            return False
-        if not seen or seen[-1] != info:
-            seen.append(info)
-            if on_progress is not None:
-                on_progress(info)
-        if info.status is ApplicationStatus.DEPLOY_FAILED:
-            raise DeployFailed(f"Deploying application {app} failed: {info.message}")
-        return info.status is ApplicationStatus.RUNNING
+    async def changed(state: ClusterState) -> Plan:
+        plan = await make(state)
+        if (on_plan := how.get("on_plan")) is not None:
+            on_plan(plan)
+        if how.get("wait", True):
+            timeout_s, on_progress = how.get("timeout_s", 60.0), how.get("on_progress")
+            await waiting.reach(state, waiting.Goal(plan.deploys, plan.gone, timeout_s, on_progress))
+        return plan
 
-    await state.deploy(flat.spec, flat.code)
-    if not await _until(state, runs, timeout_s):
-        reason = seen[-1].message if seen else ""
-        raise DeployTimeout(
-            f"Application {app!r} is not running after {timeout_s:g} s. {await _obstacle(state, reason)}"
-        )
+    return _on_portal(changed)
 
 
-async def _obstacle(state: ClusterState, reason: str) -> str:
-    """What a deploy waits for, in words."""
-    if await state.leader() is None:
-        return "No autoscaler is running: start one with `qserve autoscaler` on a host that reaches the same Redis."
-    goes_on = "It goes on: `qserve status` shows it, serve.run(..., timeout_s=...) waits longer."
-    return f"{reason or 'The autoscaler has not taken it up yet.'} {goes_on}"
-
-
-async def _delete(state: ClusterState, names: list[str] | None, timeout_s: float) -> None:
-    going = await _known_apps(state) if names is None else set(names)
-    for name in going:
-        await state.delete(name)
-
-    async def gone() -> bool:
-        return not going & (await state.statuses()).keys()
-
-    if await state.leader() is not None and not await _until(state, gone, timeout_s):
-        raise DeployTimeout(
-            f"Applications {sorted(going)} are not gone after {timeout_s:g} s: their replicas still drain."
-        )
-
-
-async def _known_apps(state: ClusterState) -> set[str]:
-    return (await state.wanted()).keys() | (await state.statuses()).keys()
-
-
-async def _status(state: ClusterState) -> ServeStatus:
-    infos = await state.statuses()
-    for name, spec in (await state.wanted()).items():
-        infos.setdefault(
-            name,
-            ApplicationStatusInfo(status=ApplicationStatus.NOT_STARTED, last_deployed_time_s=spec.deployed_at_s),
-        )
-    alive, _lapsed = await state.nodes()
-    counted = {name: await _with_depths(state, name, info) for name, info in infos.items()}
-    return ServeStatus(applications=counted, nodes=tuple(alive.values()))
-
-
-async def _with_depths(state: ClusterState, app: str, info: ApplicationStatusInfo) -> ApplicationStatusInfo:
-    deployments = {}
-    for name, deployment in info.deployments.items():
-        depth = await calls.depth(state.link, deployment_keys(state.keys.namespace, app, name))
-        deployments[name] = deployment.model_copy(update={"waiting": depth.waiting, "running": depth.running})
-    return info.model_copy(update={"deployments": deployments})
-
-
-async def _until(state: ClusterState, check: Callable[[], Coroutine[Any, Any, bool]], timeout_s: float | None) -> bool:
-    """Wait until `check` is true, woken by the cluster's events. False when `timeout_s` passes first."""
-    woken = asyncio.Event()
-
-    async def listen(pipe: Pipe) -> None:
-        await replies.subscribe(pipe, state.keys.events)
-
-    events = Link(state.link.endpoint, "qserve-api-events", on_up=listen, on_message=lambda _event: woken.set())
-    try:
-        async with asyncio.timeout(timeout_s):
-            await events.ready()
-            while not await check():
-                await _woken_or_later(woken)
-    except TimeoutError:
-        return False
-    finally:
-        await events.close()
-    return True
-
-
-async def _woken_or_later(woken: asyncio.Event) -> None:
-    try:
-        async with asyncio.timeout(_LOOK_EVERY_S):
-            await woken.wait()
-    except TimeoutError:
+async def _delete(state: ClusterState, names: list[str] | None, timeout_s: float, *, wait: bool = True) -> None:
+    deleted = await desired.delete(state, names)
+    going = list(await state.statuses()) if names is None else names
+    if not wait:
         return
-    woken.clear()
+    await waiting.close_fixed(state, deleted, timeout_s)
+    if await state.leader() is not None:
+        await waiting.reach(state, waiting.Goal(gone=going, timeout_s=timeout_s))
+
+
+def _edit(app: str, change: edits.Edit, how: Waits) -> Plan:
+    return _change(lambda state: desired.edit(state, app, change, secrets.token_hex(8)), how)
+
+
+def _stay(blocking: bool, built: Sequence[Built]) -> list[DeploymentHandle[Any]]:  # noqa: FBT001 (as `run` has it)
+    if blocking:
+        threading.Event().wait()
+    return [_handle_of(app.flat.spec, app.flat.spec.ingress) for app in built]
+
+
+def _only(found: ServeStatus, name: str) -> ServeStatus:
+    if name not in found.applications:
+        raise ApplicationNotFound(
+            f"Application {name!r} does not exist. There are: {sorted(found.applications) or 'none'}."
+        )
+    return found.model_copy(update={"applications": {name: found.applications[name]}})

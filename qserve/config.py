@@ -42,6 +42,9 @@ MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
 MAX_IN_FLIGHT = 10_000
 MIN_SECRET_BYTES = 16
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
+# The name of the variable that holds the key; for files that tell others where to write it.
+SECRET_KEY = "QSERVE_SECRET_KEY"  # noqa: S105 (the name, not a key)
 
 
 def read_secret(env: Mapping[str, str]) -> tuple[bytes, ...]:
@@ -70,8 +73,9 @@ def read_secret(env: Mapping[str, str]) -> tuple[bytes, ...]:
 class Settings:
     """Where a process finds its cluster, and how it signs and logs.
 
-    redis_url  None: no cluster is configured, `serve.run` starts an embedded one
-    secrets    key ring, newest first; empty means unsigned
+    redis_url       None: no cluster is configured, `serve.run` starts an embedded one
+    secrets         key ring, newest first; empty means unsigned
+    heartbeat_file  what a supervisor's probes look at (doors.py); a flag only, for children must not inherit it
     """
 
     redis_url: str | None = None
@@ -84,6 +88,7 @@ class Settings:
     data_dir: str | None = None
     runtime_dir: str | None = None
     uvloop: bool = True
+    heartbeat_file: str | None = None
 
     def __post_init__(self) -> None:
         if not self.namespace or set(self.namespace) & set(":{} \n"):
@@ -137,6 +142,21 @@ class Settings:
         if with_secrets:
             chosen["QSERVE_SECRET_KEY"] = ",".join(key.decode() for key in self.secrets)
         return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in chosen.items())
+
+
+def supervised_env(*, redis_url: str, namespace: str, secret_file: str) -> dict[str, str]:
+    """The variables of a process that a supervisor starts, with its key in a file."""
+    return {
+        "QSERVE_REDIS_URL": redis_url,
+        "QSERVE_NAMESPACE": namespace,
+        "QSERVE_SECRET_KEY_FILE": secret_file,
+        "QSERVE_LOG_LEVEL": "INFO",
+    }
+
+
+def visible_devices() -> str | None:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; None: all that there are."""
+    return os.environ.get(VISIBLE_DEVICES)
 
 
 def _flag(env: Mapping[str, str], name: str, *, default: bool) -> bool:

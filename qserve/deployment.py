@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, overload
 
-from qserve.config import AUTO_PRESET, AutoscalingConfig, DeploymentConfig
+from pydantic import BaseModel
+
+from qserve.config import AUTO_PRESET, AutoscalingConfig, DeploymentConfig, Options
+from qserve.errors import SettingsError
 
 _NOT_IN_NAMES = frozenset("#:{}~ \n\t/")
 
@@ -13,24 +16,37 @@ _NOT_IN_NAMES = frozenset("#:{}~ \n\t/")
 class Application:
     """A deployment bound to its arguments: what `serve.run` takes. Arguments may hold other applications, anywhere."""
 
-    __slots__ = ("deployment", "init_args", "init_kwargs")
+    __slots__ = ("deployment",)
 
-    def __init__(self, deployment: Deployment, init_args: tuple[Any, ...], init_kwargs: dict[str, Any]) -> None:
+    def __init__(self, deployment: Deployment) -> None:
         self.deployment = deployment
-        self.init_args = init_args
-        self.init_kwargs = init_kwargs
+
+    @property
+    def init_args(self) -> tuple[Any, ...]:
+        """What the replicas construct the class with, by position."""
+        return self.deployment.init_args
+
+    @property
+    def init_kwargs(self) -> dict[str, Any]:
+        """What the replicas construct the class with, by keyword."""
+        return self.deployment.init_kwargs
 
     def __repr__(self) -> str:
         return f"Application({self.deployment.name!r})"
 
 
 class Deployment:
-    """A class or function with its options. Made by `@serve.deployment` only; `.bind()` makes an Application of it."""
+    """A class or function with its options. Made by `@serve.deployment` only; `.bind()` makes an Application of it.
 
-    __slots__ = ("config", "func_or_class", "name")
+    init_args, init_kwargs  what `.bind()` was given; empty before
+    """
+
+    __slots__ = ("config", "func_or_class", "init_args", "init_kwargs", "name")
 
     config: DeploymentConfig
     func_or_class: Callable[..., Any]
+    init_args: tuple[Any, ...]
+    init_kwargs: dict[str, Any]
     name: str
 
     def __init__(self, *_args: object, **_kwargs: object) -> None:
@@ -45,6 +61,7 @@ class Deployment:
             raise ValueError(f"The deployment name {name!r} is empty or holds one of {sorted(_NOT_IN_NAMES)}.")
         self = object.__new__(cls)
         self.func_or_class = func_or_class
+        self.init_args, self.init_kwargs = (), {}
         self.name = name
         self.config = config
         return self
@@ -62,7 +79,11 @@ class Deployment:
         """
         if (args or kwargs) and not isinstance(self.func_or_class, type):
             raise ValueError(f"{self.name!r} is a function deployment: it has no constructor, so bind() takes nothing.")
-        return Application(self, args, kwargs)
+        if not args and not kwargs:
+            return Application(self)
+        bound = Deployment.declare(self.func_or_class, self.name, self.config)
+        bound.init_args, bound.init_kwargs = args, kwargs
+        return Application(bound)
 
     def options(
         self, func_or_class: Callable[..., Any] | None = None, *, name: str | None = None, **changes: Any
@@ -73,14 +94,20 @@ class Deployment:
             before.pop("num_replicas", None)
         if isinstance(changes.get("num_replicas"), int) and "autoscaling_config" not in changes:
             before.pop("autoscaling_config", None)
-        return Deployment.declare(
+        changed = Deployment.declare(
             func_or_class or self.func_or_class, name or self.name, _config({**before, **changes})
         )
+        changed.init_args, changed.init_kwargs = self.init_args, self.init_kwargs
+        return changed
+
+    def set_logging_config(self, logging_config: dict[str, Any] | BaseModel | None) -> None:
+        """Change the logging of this deployment, in place. Raises ValueError for what is no dict or LoggingConfig."""
+        self.config = self.options(logging_config=logging_config or {}).config
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Deployment):
             return NotImplemented
-        return (self.name, self.func_or_class, self.config) == (other.name, other.func_or_class, other.config)
+        return all(getattr(self, part) == getattr(other, part) for part in self.__slots__)
 
     def __hash__(self) -> int:
         return hash((self.name, self.func_or_class))
@@ -113,6 +140,11 @@ class Deployment:
         """What a replica takes of its host: `num_cpus`, `num_gpus`, `memory`, `resources`."""
         return self.config.ray_actor_options
 
+    @property
+    def logging_config(self) -> dict[str, Any] | None:
+        """How its replicas log; None: as their worker does."""
+        return self.config.logging_config
+
 
 def _config(options: dict[str, Any]) -> DeploymentConfig:
     """Check the options against each other, fill the preset of `num_replicas="auto"`, and freeze copies of them."""
@@ -121,6 +153,7 @@ def _config(options: dict[str, Any]) -> DeploymentConfig:
     if unknown := sorted(options.keys() - DeploymentConfig.model_fields.keys()):
         raise TypeError(f"A deployment has no options {unknown}; it has {sorted(DeploymentConfig.model_fields)}.")
     options = {key: value for key, value in options.items() if value is not None or key == "max_ongoing_requests"}
+    options |= {key: value.model_dump(exclude_unset=True) for key, value in options.items() if _is_plain(value)}
     number, scaling = options.get("num_replicas"), options.get("autoscaling_config")
     if isinstance(number, int) and scaling is not None:
         raise ValueError("Manually setting num_replicas is not allowed when autoscaling_config is provided.")
@@ -128,6 +161,11 @@ def _config(options: dict[str, Any]) -> DeploymentConfig:
         given = scaling.model_dump(exclude_unset=True) if isinstance(scaling, AutoscalingConfig) else scaling or {}
         options["autoscaling_config"] = {**AUTO_PRESET, **given}
     return DeploymentConfig(**options).model_copy(deep=True)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a model of a part that the options keep as a dict, such as LoggingConfig."""
+    return isinstance(value, BaseModel) and not isinstance(value, Options)
 
 
 @overload
@@ -151,3 +189,14 @@ def deployment(
         return Deployment.declare(target, getattr(target, "__name__", "") if name is None else name, config)
 
     return decorate if func_or_class is None else decorate(func_or_class)
+
+
+def checked_route_prefix(prefix: str | None) -> str | None:
+    """The prefix itself. Raises SettingsError (a ValueError) for what is none."""
+    if prefix is None:
+        return None
+    if not prefix.startswith("/") or (prefix != "/" and prefix.endswith("/")) or set(prefix) & set("{}"):
+        raise SettingsError(
+            f"route_prefix={prefix!r}: it starts with '/', does not end with one, and holds no '{{' or '}}'."
+        )
+    return prefix

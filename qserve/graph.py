@@ -6,23 +6,41 @@ Pure: pickles, counts and hashes; knows nothing of Redis or of how a handle call
 from __future__ import annotations
 
 import io
+import json
 import logging
 import pickle
 import platform
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
-from qserve.deployment import Application
-from qserve.errors import SerializationError
+from qserve.config import DeploymentConfig
+from qserve.deployment import Application, Deployment
+from qserve.errors import SerializationError, SettingsError
 from qserve.fingerprint import fingerprint
 from qserve.spec import AppSpec, DeploymentSpec
 
 logger = logging.getLogger("qserve.graph")
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a deploy says beside the code.
+
+    options         options by deployment; they go before the code's
+    env_vars        environment variables of all replicas; those of a deployment's own runtime_env go before them
+    logging_config  for the deployments that say nothing of logging
+    source          where the application comes from, for people
+    """
+
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    env_vars: Mapping[str, str] = field(default_factory=dict)
+    logging_config: dict[str, Any] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +52,26 @@ class FlatApp:
 
 
 def flatten(
-    root: Application, *, name: str, deploy_id: str, now_s: float, route_prefix: str | None, force: bool = False
+    root: Application,
+    *,
+    name: str,
+    deploy_id: str,
+    now_s: float,
+    route_prefix: str | None,
+    force: bool = False,
+    overrides: Overrides | None = None,
 ) -> FlatApp:
     """Walk the applications nested in `root` and pickle each one once.
 
     force  give every deployment a version of its own, so that equal code restarts too
-    Raises SerializationError (a TypeError) "Could not serialize the deployment ..." when pickle refuses one.
+    Raises SerializationError (a TypeError) "Could not serialize the deployment ..." when pickle refuses one,
+    SettingsError for overrides of a deployment that is not there or that are wrong.
     """
-    walk = _Walk(name, deploy_id if force else "")
+    overrides = overrides or Overrides()
+    walk = _Walk(name, deploy_id if force else "", overrides)
     ingress = walk.visit(root)
+    if unknown := sorted(overrides.options.keys() - walk.specs.keys()):
+        raise SettingsError(f"Deployment {unknown[0]!r} does not exist. Available: {list(walk.specs)}.")
     spec = AppSpec(
         name=name,
         ingress=ingress,
@@ -50,6 +79,7 @@ def flatten(
         deployed_at_s=now_s,
         deploy_id=deploy_id,
         route_prefix=route_prefix,
+        source=overrides.source,
     )
     return FlatApp(spec, walk.code)
 
@@ -68,12 +98,31 @@ def load_code(blob: bytes, make_handle: Callable[[str, str], Any]) -> tuple[Any,
     return target, args, kwargs
 
 
+def same_code(version: str, other: str) -> bool:
+    """Whether two versions build the same, though one of them was made to restart it."""
+    return version.partition("-")[0] == other.partition("-")[0]
+
+
+def is_restart(version: str) -> bool:
+    """Whether a version was made to restart the code that it builds."""
+    return "-" in version
+
+
+def restarted(version: str, mark: str) -> str:
+    """Another version of the same code, which its replicas start anew for.
+
+    mark  unlike those of other restarts; no colon
+    """
+    return f"{version.partition('-')[0]}-{mark[:8]}"
+
+
 class _Walk:
     """Names and pickles applications depth first. The same Application object twice is one deployment."""
 
-    def __init__(self, app: str, salt: str) -> None:
+    def __init__(self, app: str, salt: str, overrides: Overrides) -> None:
         self.app = app
         self.salt = salt
+        self.overrides = overrides
         self.specs: dict[str, DeploymentSpec] = {}
         self.code: dict[str, bytes] = {}
         self._names: dict[int, str] = {}
@@ -85,9 +134,13 @@ class _Walk:
         name = self._free_name(node.deployment.name)
         self._names[id(node)] = name
         self._kept.append(node)
-        config = node.deployment.config
+        config = self._config(node.deployment, name)
+        env_vars = dict(self.overrides.env_vars)
         blob = self._pickle(node, name)
-        version = fingerprint(blob, config, _source_of(node.deployment.func_or_class), self.salt.encode())
+        salt = json.dumps(sorted(env_vars.items())).encode() if env_vars else b""
+        version = fingerprint(blob, config, _source_of(node.deployment.func_or_class), salt)
+        if self.salt:
+            version = restarted(version, self.salt)
         self.code[version] = blob
         self.specs[name] = DeploymentSpec(
             app=self.app,
@@ -96,8 +149,19 @@ class _Walk:
             config=config,
             python=platform.python_version(),
             replicas=config.first_replicas,
+            env_vars=env_vars,
         )
         return name
+
+    def _config(self, deployment: Deployment, name: str) -> DeploymentConfig:
+        """The deployment's options, with those that go before them."""
+        said = dict(self.overrides.options.get(name, {}))
+        if self.overrides.logging_config is not None and deployment.logging_config is None:
+            said.setdefault("logging_config", self.overrides.logging_config)
+        try:
+            return deployment.options(**said).config if said else deployment.config
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"The options of {self.app}.{name} are not valid: {error}") from error
 
     def _free_name(self, wanted: str) -> str:
         taken = set(self._names.values())
@@ -116,7 +180,7 @@ class _Walk:
         buffer = io.BytesIO()
         try:
             Dumper(buffer, protocol=5).dump((node.deployment.func_or_class, node.init_args, node.init_kwargs))
-        except SerializationError:
+        except (SerializationError, SettingsError):  # of one that is nested in it
             raise
         except Exception as error:
             raise SerializationError(

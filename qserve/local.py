@@ -2,18 +2,56 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from qserve.client import portal
 from qserve.config import Settings
 from qserve.doors import LEAVE, OWNED
 from qserve.store.embedded import EmbeddedBroker, ephemeral_secret, private_folder
 
 _LEAVE_TIMEOUT_S = 30.0
+_lock = threading.Lock()
+_cluster: LocalCluster | None = None
+
+
+def ensure() -> None:
+    """Start this process's embedded cluster, once, if no other is configured."""
+    global _cluster  # noqa: PLW0603 (a process has one embedded cluster)
+    with _lock:
+        chosen = portal.settings()
+        if chosen.redis_url is not None:
+            return
+        cluster = LocalCluster(chosen)
+        cluster.start()
+        _cluster = cluster
+        atexit.register(end)
+        portal.use(cluster.settings)
+
+
+def end(*, at_once: bool = False) -> None:
+    """End the embedded cluster, if this process has one: our connections first, then its processes."""
+    global _cluster
+    with _lock:
+        cluster, _cluster = _cluster, None
+    if cluster is not None:
+        atexit.unregister(end)
+        portal.use(None)
+        cluster.stop(at_once=at_once)
+
+
+def write_env_file() -> Path | None:
+    """A file, readable by its owner only, from which a shell reaches this process's embedded cluster; None without one.
+
+    It goes with the cluster.
+    """
+    return None if _cluster is None else _cluster.write_env_file()
 
 
 class LocalCluster:

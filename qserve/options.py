@@ -10,7 +10,16 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 _ACTOR_OPTIONS = frozenset(
     {
@@ -120,6 +129,11 @@ class AutoscalingConfig(Options):
             raise ValueError(f"initial_replicas={initial} is outside {self.min_replicas}..{self.max_replicas}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_it_was_set(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that were left out: which were set decides whether a policy may choose for itself."""
+        return {name: value for name, value in write(self).items() if name in self.model_fields_set}
+
     @property
     def first_replicas(self) -> int:
         """How many replicas a first deploy starts."""
@@ -136,8 +150,10 @@ class AutoscalingContext:
     running_replicas        ids
     policy_state            what the policy returned the last time
     oldest_wait_s           qserve's own: how long the oldest waiting call has waited; 0 when none waits
-    service_time_s          qserve's own: mean time that a call holds a slot, measured; None before any call finished
+    service_time_s          qserve's own: mean time that a call holds a slot, measured; None before any call ran
     arrival_rate            qserve's own: calls per second, lately
+    new_requests            qserve's own: calls that came since the last look
+    cold_start_s            qserve's own: how long a replica took to start, lately; None before any was seen to
     """
 
     deployment_name: str
@@ -161,6 +177,8 @@ class AutoscalingContext:
     oldest_wait_s: float = 0.0
     service_time_s: float | None = None
     arrival_rate: float = 0.0
+    new_requests: int = 0
+    cold_start_s: float | None = None
 
     @property
     def deployment_id(self) -> str:

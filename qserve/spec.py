@@ -7,9 +7,10 @@ ReplicaRecord, the leading `controller` writes Assignment and the statuses.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -86,8 +87,9 @@ class ExitCause(StrEnum):
 
 
 class CallState(StrEnum):
-    """What became of a call, as `DeploymentResponse.status()` tells it."""
+    """What became of a call, as `DeploymentResponse.status()` tells it. SCHEDULED waits for its time."""
 
+    SCHEDULED = "SCHEDULED"
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     DONE = "DONE"
@@ -131,6 +133,12 @@ class DeploymentSpec(Record):
         """A hash of what running replicas are told by `reconfigure`; another one restarts nothing."""
         told = self.config.model_dump_json(include=set(RECONFIGURING)) + str(self.paused)
         return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed; what was computed of the old ones does not come along."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("config_version", None)
+        return copied
 
     @field_validator("config", mode="before")
     @classmethod

@@ -8,16 +8,16 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from qserve.deployment import Application, Deployment
 from qserve.errors import DeployFailed, UsageError
 
 
-def load(path: str, arguments: Mapping[str, str]) -> Application:
+def load(path: str, arguments: Mapping[str, Any]) -> Application:
     """Import the module, and call the builder if the name is one's.
 
-    path       "module:name"; the name may have dots
+    path       "module:name"; the name may have dots. Ray Serve's "module.name" does, too
     arguments  for a builder with one argument: a dict, or the pydantic model that it is annotated with
     Raises UsageError when the path names nothing of use, DeployFailed with the traceback when the user's code raises.
     """
@@ -40,8 +40,8 @@ def load(path: str, arguments: Mapping[str, str]) -> Application:
 
 
 def _find(path: str) -> Any:
-    module_name, colon, names = path.partition(":")
-    if not colon or not module_name or not names:
+    module_name, _, names = path.partition(":") if ":" in path else path.rpartition(".")
+    if not module_name or not names:
         raise UsageError(f"{path!r} does not name an application: write module:name, as in `my_app:app`.")
     found: Any = _import(module_name)
     for name in names.split("."):
@@ -65,7 +65,7 @@ def _import(name: str) -> Any:
         raise _failed(f"Importing {name!r}", error) from error
 
 
-def _build(path: str, builder: Callable[..., Any], arguments: Mapping[str, str]) -> Any:
+def _build(path: str, builder: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     parameters = list(inspect.signature(builder).parameters.values())
     if len(parameters) > 1:
         raise UsageError(f"The builder {path!r} takes {len(parameters)} arguments; it takes none, or one dict.")
@@ -73,12 +73,15 @@ def _build(path: str, builder: Callable[..., Any], arguments: Mapping[str, str])
         raise UsageError(f"The builder {path!r} takes no arguments, and got {dict(arguments)}.")
     try:
         given = [_typed(builder, parameters[0].name, arguments)] if parameters else []
+    except ValidationError as error:
+        raise UsageError(f"The arguments of {path!r} are not valid: {error}") from error
+    try:
         return builder(*given)
     except (Exception, SystemExit) as error:
         raise _failed(f"The builder {path!r}", error) from error
 
 
-def _typed(builder: Callable[..., Any], parameter: str, arguments: Mapping[str, str]) -> Any:
+def _typed(builder: Callable[..., Any], parameter: str, arguments: Mapping[str, Any]) -> Any:
     """The arguments as the builder wants them: validated by the pydantic model that it names, else a dict."""
     wanted = get_type_hints(builder).get(parameter)
     if isinstance(wanted, type) and issubclass(wanted, BaseModel):

@@ -2,56 +2,103 @@
 
 from __future__ import annotations
 
-import click
+import re
+from typing import TypedDict, Unpack
 
-from qserve.cli.options import Command, use_cluster, use_settings
+import click
+from click.core import ParameterSource
+
+from qserve.api import DEFAULT_APP
+from qserve.cli.fixed import load as load_fixed
+from qserve.cli.options import Command, heartbeat_option, use_cluster, use_settings
 from qserve.cli.stopping import Stopped, stoppable
 from qserve.errors import BrokerUnavailable
+from qserve.node.output import KEEP_LINES
+from qserve.spec import NodeRecord
 from qserve.store.embedded import EmbeddedBroker, shared_folder
+
+
+class _Offer(TypedDict):
+    """What a worker says of its host, as it was typed."""
+
+    num_cpus: float | None
+    num_gpus: int | None
+    memory: str | None
+    resources: tuple[str, ...]
+    labels: tuple[str, ...]
+    deployments: str | None
 
 
 @click.command(
     cls=Command,
     examples=(
         "qserve worker",
-        "qserve worker --num-cpus 4 --resource gpu_slots=2 --label zone=eu",
+        "qserve worker --num-cpus 4 --memory 8G --resource tickets=2 --label zone=eu",
         "qserve worker --deployments chat.Embedder,images",
+        "qserve worker hello:app --replicas Greeter=2 --replicas Caller=1   # needs no autoscaler",
     ),
 )
+@click.argument("app", required=False, metavar="[MODULE:APP]")
+@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--replicas", multiple=True, metavar="DEPLOYMENT=N", help="How many of it to host here; repeatable.")
+@click.option("--name", default=DEFAULT_APP, show_default=True, help="What MODULE:APP is deployed as.")
 @click.option("--num-cpus", type=click.FloatRange(min=0), metavar="N", help="CPUs to offer; else all of the host's.")
+@click.option("--num-gpus", type=click.IntRange(min=0), metavar="N", help="GPUs to offer; else all that are found.")
+@click.option("--memory", metavar="SIZE", help="Memory to offer: bytes, or 8G; else all of the host's.")
 @click.option("--resource", "resources", multiple=True, metavar="NAME=N", help="Something else to offer; repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="What replicas may ask for; repeatable.")
 @click.option("--deployments", metavar="A,B", help="Host only these: applications, deployments, or APP.DEPLOYMENT.")
+@click.option(
+    "--log-lines",
+    type=click.IntRange(min=0),
+    default=KEEP_LINES,
+    show_default=True,
+    metavar="N",
+    help="Lines of each deployment's replicas to keep for `qserve logs`; 0 keeps none.",
+)
+@heartbeat_option
 @click.pass_context
 def worker(
     context: click.Context,
-    num_cpus: float | None,
-    resources: tuple[str, ...],
-    labels: tuple[str, ...],
-    deployments: str | None,
+    app: str | None,
+    arguments: tuple[str, ...],
+    replicas: tuple[str, ...],
+    name: str,
+    log_lines: int,
+    **offer: Unpack[_Offer],
 ) -> None:
     """Host replicas on this machine.
 
     One worker runs on every host that offers capacity. TERM or Ctrl-C lets running calls finish and hands the rest to
     others; a second one ends at once. Deployed code is imported here: start it where the modules of your applications
     are, in this folder or installed.
+
+    With MODULE:APP it deploys that application and hosts a fixed number of its replicas by itself, without an
+    autoscaler: --replicas of each deployment, none of those that are not named, one of each without the option. Several
+    such workers add up. TERM leaves the application deployed, and its calls wait; `qserve delete` ends the workers.
+    Each worker keeps the code that it started with: to bring in new code, restart them one after the other.
     """
     from qserve.node.door import run_worker
-    from qserve.node.resources import describe, offered
 
     settings = use_cluster(log_level="INFO")
-    record = describe(
-        resources=offered(num_cpus, {name: _number(name, text) for name, text in _pairs(resources).items()}),
-        labels=_pairs(labels),
-        deployments=tuple(part.strip() for part in (deployments or "").split(",") if part.strip()),
+    if app is None:
+        if replicas or context.get_parameter_source("name") is not ParameterSource.DEFAULT:
+            raise click.UsageError("--replicas and --name are for a worker that hosts MODULE:APP: name it as well.")
+        context.exit(run_worker(settings, _node(offer), log_lines=log_lines))
+    if offer["deployments"]:
+        raise click.UsageError("A worker of MODULE:APP hosts nothing else: leave --deployments out.")
+    fixed = load_fixed(app, _pairs(arguments), name=name, replicas=_pairs(replicas))
+    record = _node(offer, least_cpus=fixed.num_cpus)
+    context.exit(
+        run_worker(settings, record.model_copy(update={"deployments": (name,)}), log_lines=log_lines, fixed=fixed)
     )
-    context.exit(run_worker(settings, record))
 
 
 @click.command(
     cls=Command,
     examples=("qserve autoscaler",),
 )
+@heartbeat_option
 @click.pass_context
 def autoscaler(context: click.Context) -> None:
     """Decide which worker runs which replicas.
@@ -97,6 +144,22 @@ def run_broker(data_dir: str | None) -> None:
     raise BrokerUnavailable(f"The broker in {served.folder} ended by itself (exit code {code}); broker.log says why.")
 
 
+def _node(offer: _Offer, *, least_cpus: float = 0.0) -> NodeRecord:
+    """What this host offers: what was typed, else what is found here; of CPUs that nobody counted, at least so many."""
+    from qserve.node.resources import describe, offered
+
+    custom = {name: _number(name, text) for name, text in _pairs(offer["resources"]).items()}
+    size = None if offer["memory"] is None else _size_bytes(offer["memory"])
+    found = offered(offer["num_cpus"], custom, num_gpus=offer["num_gpus"], memory=size)
+    if offer["num_cpus"] is None:
+        found["num_cpus"] = max(found["num_cpus"], least_cpus)
+    return describe(
+        resources=found,
+        labels=_pairs(offer["labels"]),
+        deployments=tuple(part.strip() for part in (offer["deployments"] or "").split(",") if part.strip()),
+    )
+
+
 def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts]
     if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
@@ -112,3 +175,14 @@ def _number(name: str, text: str) -> float:
     if not 0 <= number < float("inf"):
         raise click.UsageError(f"--resource {name}={text}: how many there are is a number, 0 or more.")
     return number
+
+
+def _size_bytes(text: str) -> float:
+    """Bytes, or a number with one of K, M, G, T, each 1024 of the one before; "8Gi" and "8GB" are the same."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])i?)?B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise click.UsageError(
+            f"--memory {text}: a size is a number of bytes, or one with a letter, such as 512M or 8G."
+        )
+    number, letter = match.groups()
+    return float(number) * 1024.0 ** " KMGT".index((letter or " ").upper())

@@ -60,14 +60,29 @@ def cluster_options(*, hidden: bool) -> list[click.Parameter]:
     ]
 
 
+def heartbeat_option(command: F) -> F:
+    """`--heartbeat-file`, of processes that a supervisor watches. It ends in the settings, as those of the cluster."""
+    return click.option(
+        "--heartbeat-file",
+        metavar="FILE",
+        expose_value=False,
+        callback=_remember,
+        help="Written every 2 s for probes: its age says whether this process hangs, its word whether it is ready.",
+    )(command)
+
+
+def typed() -> dict[str, Any]:
+    """Those of these options that were typed, by the names of the settings; the environment is not in it."""
+    return dict(click.get_current_context().meta.get(_GIVEN, {}))
+
+
 def use_settings(*, log_level: str = "ERROR", **changes: Any) -> Settings:
     """Turn this process to the cluster that options and environment name. Raises SettingsError.
 
     log_level  where neither names one; commands that end soon show errors only
     changes    further settings; None leaves the environment's
     """
-    given = dict(click.get_current_context().meta.get(_GIVEN, {}))
-    given |= {name: value for name, value in changes.items() if value is not None}
+    given = typed() | {name: value for name, value in changes.items() if value is not None}
     chosen = replace(Settings.from_env(log_level=log_level), **given)
     logs.configure(chosen)
     portal.use(chosen)

@@ -8,10 +8,16 @@ from typing import Any
 import click
 
 from qserve.cli.calling import call, delete, shutdown
+from qserve.cli.config import config
+from qserve.cli.deploying import deploy
+from qserve.cli.generating import generate
 from qserve.cli.hosting import autoscaler, broker, worker
-from qserve.cli.looking import doctor, status
+from qserve.cli.logs import logs
+from qserve.cli.looking import doctor, ps, status
+from qserve.cli.operating import pause, restart, resume, rollback, scale
 from qserve.cli.options import cluster_options, write_lines
 from qserve.cli.running import run
+from qserve.cli.scheduling import cron, scheduler
 from qserve.cli.shell import completion, secret
 from qserve.cli.stopping import Stopped
 from qserve.config import VERSION
@@ -25,7 +31,7 @@ _FIRST_STEPS = (
     "export QSERVE_REDIS_URL=redis://host:6379/0 QSERVE_SECRET_KEY=...   # on hosts of your own",
     "qserve worker               # host replicas; on every host that offers capacity",
     "qserve autoscaler           # decide what runs where; two for safety",
-    "qserve run my_app:app       # deploy",
+    "qserve deploy my_app:app    # deploy",
     "qserve doctor               # say what is missing",
     "qserve call default.Greeter.say_hi '[\"you\"]'",
 )
@@ -85,5 +91,29 @@ def qserve() -> None:
     """
 
 
-for _command in (run, status, call, delete, shutdown, doctor, worker, autoscaler, broker, secret, completion):
+for _command in (
+    run,
+    deploy,
+    status,
+    ps,
+    logs,
+    call,
+    scale,
+    pause,
+    resume,
+    restart,
+    rollback,
+    delete,
+    shutdown,
+    config,
+    doctor,
+    worker,
+    autoscaler,
+    scheduler,
+    cron,
+    broker,
+    generate,
+    secret,
+    completion,
+):
     qserve.add_command(_command)

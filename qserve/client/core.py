@@ -10,8 +10,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Any
 
+from qserve.client.delayed import DelayedResponse
 from qserve.client.inbox import Inbox, may_be_on_its_way
 from qserve.client.outbox import ENQUEUE_TIMEOUT_S, Outbox, Outgoing
 from qserve.client.response import DeploymentResponse, Following
@@ -20,6 +22,7 @@ from qserve.errors import TransportError
 from qserve.spec import CallState
 from qserve.store import replies as store
 from qserve.store.connection import endpoint_of
+from qserve.store.delayed import Due
 from qserve.store.link import Link
 from qserve.store.pipe import Pipe
 from qserve.wire import codec
@@ -30,6 +33,19 @@ from qserve.wire.signing import Direction, KeyRing
 logger = logging.getLogger("qserve.client")
 
 OnClose = Callable[["Core", list[DeploymentResponse[Any]]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How a call leaves.
+
+    limit  most calls that may wait for its deployment; -1: no limit
+    due    when it is to run; None for now
+    """
+
+    serializer: int
+    limit: int = -1
+    due: Due | None = None
 
 
 class Core:
@@ -48,7 +64,9 @@ class Core:
         self.link = Link(endpoint, name, on_up=self._link_up, on_down=self._link_down)
         self._hears = Link(endpoint, f"{name}-inbox", on_up=self._hears_up, on_message=self._on_note)
         self._inbox = Inbox(self.link, self.ring, self.channel, self._on_room)
-        self._outbox = Outbox(self.link, self._ready, self._room, self._inbox.expect, self._inbox.fail)
+        self._outbox = Outbox(
+            self.link, self._ready, self._room, self._inbox.expect, self._inbox.shelve, self._inbox.fail
+        )
         self._ids = CallIds()
         self._mail: deque[Callable[[], None]] = deque()
         self._mail_noticed = False
@@ -67,26 +85,29 @@ class Core:
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        sending: Sending,
         *,
-        limit: int,
-        serializer: int,
         parent_request: str | None,
     ) -> DeploymentResponse[Any]:
         """Encode a call and send it with this turn's others. Thread-safe; never blocks.
 
         Raises SerializationError that names the argument, PayloadTooLarge. All other errors are the response's.
         """
-        encoded = codec.encode_arguments(args, kwargs, serializer, f"The call '{keys.deployment}.{method}'")
+        encoded = codec.encode_arguments(args, kwargs, sending.serializer, f"The call '{keys.deployment}.{method}'")
         context: dict[str, Any] = {}
         if parent_request is not None:
             context["request"] = parent_request
         if encoded.references:
             context["inputs"] = encoded.references
         call_id = self._ids.next(time.time_ns() // 1_000_000)
-        call = Call(call_id, method, self.channel, encoded.data, serializer, encoded.flags, 0, context)
+        call = Call(call_id, method, self.channel, encoded.data, sending.serializer, encoded.flags, 0, context)
         envelope = seal_call(call, self.ring.signer(Direction.CALL, keys.scope))
-        response: DeploymentResponse[Any] = DeploymentResponse(self, keys, call_id, method)
-        outgoing = Outgoing(response, envelope, limit, has_inputs=bool(encoded.references))
+        response: DeploymentResponse[Any]
+        if sending.due is None:
+            response = DeploymentResponse(self, keys, call_id, method)
+        else:
+            response = DelayedResponse(self, keys, call_id, method)
+        outgoing = Outgoing(response, envelope, sending.limit, bool(encoded.references), sending.due)
         if asyncio._get_running_loop() is self.loop:  # noqa: SLF001 (its public form raises; this is per call)
             self._outbox.add(outgoing)
         else:
@@ -95,7 +116,7 @@ class Core:
 
     def attach(self, app: str, deployment: str, call_id: bytes) -> DeploymentResponse[Any]:
         """The response of a call that was made elsewhere. Thread-safe."""
-        if asyncio._get_running_loop() is self.loop and (known := self._inbox.open.get(call_id)) is not None:  # noqa: SLF001 (as above)
+        if asyncio._get_running_loop() is self.loop and (known := self._inbox.find(call_id)) is not None:  # noqa: SLF001 (as above)
             return known
         keys = deployment_keys(self.settings.namespace, app, deployment)
         response: DeploymentResponse[Any] = DeploymentResponse(self, keys, call_id, "?", kept=True)
@@ -113,20 +134,27 @@ class Core:
         """Fetch the reply of a call whose own core has ended with its event loop. Thread-safe."""
         self._on_loop(lambda: self._attach(response))
 
+    def hold(self, response: DeploymentResponse[Any]) -> None:
+        """Somebody waits for this delayed call: keep its response until its reply has come. Thread-safe."""
+        self._on_loop(lambda: self._inbox.find(response.call_id))
+
     async def state(self, response: DeploymentResponse[Any]) -> CallState:
         """Where an unresolved call stands, asked of Redis."""
         record = (await store.fetch(self.link, [response.keys.record(response.call_id)]))[0]
         if record is None:
             on_its_way = not response.confirmed or may_be_on_its_way(response.call_id)
-            return CallState.QUEUED if on_its_way else CallState.UNKNOWN
+            waits = CallState.SCHEDULED if isinstance(response, DelayedResponse) else CallState.QUEUED
+            return waits if on_its_way else CallState.UNKNOWN
         if store.is_reply(record):
             await asyncio.gather(response, return_exceptions=True)
             return await response.status_async()
+        if store.is_scheduled(record):
+            return CallState.SCHEDULED
         at = store.place(response.keys, record)
         return CallState.RUNNING if await store.running_on(self.link, at) else CallState.QUEUED
 
     def _attach(self, response: DeploymentResponse[Any]) -> None:
-        known = self._inbox.open.get(response.call_id) or self._outbox.find(response.call_id)
+        known = self._inbox.find(response.call_id) or self._outbox.find(response.call_id)
         if response.done() or known is response:  # its waiter and the end of its own core may both send it here
             return
         if known is not None:  # two responses of one call in one process: one answer serves both

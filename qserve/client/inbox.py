@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -56,6 +57,8 @@ class Inbox:
         self._on_room = on_room
         self._loop = asyncio.get_running_loop()
         self._foreign: set[bytes] = set()
+        self._roomless: set[bytes] = set()
+        self._later: weakref.WeakValueDictionary[bytes, Response] = weakref.WeakValueDictionary()
         self._read: dict[DeploymentKeys, list[str]] = {}
         self._read_count = 0
         self._consume_timer: asyncio.TimerHandle | None = None
@@ -63,14 +66,32 @@ class Inbox:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def own(self) -> int:
-        """How many open calls were made here. Attached ones are somebody else's: they take no room from ours."""
-        return len(self.open) - len(self._foreign)
+        """How many open calls take room. Attached ones are somebody else's, and delayed ones wait for their time."""
+        return len(self.open) - len(self._foreign) - len(self._roomless)
+
+    def find(self, call_id: bytes) -> Response | None:
+        """The response of a call that is open here; from now on it is kept until its reply has come."""
+        response = self.open.get(call_id)
+        if response is None and (response := self._later.pop(call_id, None)) is not None:
+            self._roomless.add(call_id)
+            self.expect(response)
+        return response
 
     def expect(self, response: Response) -> None:
         """A reply to this response will come."""
         self.open[response.call_id] = response
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep_soon)
+
+    def shelve(self, response: Response) -> None:
+        """Its call is delayed: it takes no room, and while nobody waits for it, only its user keeps it."""
+        if response.done():
+            return
+        if response.is_awaited():
+            self._roomless.add(response.call_id)
+        else:
+            self._forget(response)
+            self._later[response.call_id] = response
 
     def attach(self, response: Response) -> None:
         """Fetch the reply of a call that somebody else made, now or when it comes."""
@@ -82,7 +103,7 @@ class Inbox:
         """A note has come: replies, or the ids of replies that are too large for a note."""
         large: list[Response] = []
         for call_id, envelope in store.split_note(note):
-            response = self.open.get(call_id)
+            response = self.open.get(call_id) or self.find(call_id)
             if response is None:
                 continue  # told twice, or resolved by a look-up
             if envelope is None or not self._deliver(response, envelope):
@@ -101,8 +122,9 @@ class Inbox:
 
     def look_up_all(self) -> None:
         """Ask Redis for every open call; after a reconnect, when notes may have been missed."""
-        if self.open:
-            self._spawn(self._look_up([r for r in self.open.values() if r.confirmed or r.call_id in self._foreign]))
+        for call_id in list(self._later.keys()):
+            self.find(call_id)
+        self._look_up_open()
 
     def close(self) -> None:
         """Stop timers and look-ups."""
@@ -135,6 +157,7 @@ class Inbox:
     def _forget(self, response: Response) -> None:
         self.open.pop(response.call_id, None)
         self._foreign.discard(response.call_id)
+        self._roomless.discard(response.call_id)
 
     # Records that were read by their only reader
 
@@ -184,7 +207,11 @@ class Inbox:
         self._sweep_timer = None
         if self.open:
             self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep_soon)
-            self.look_up_all()
+            self._look_up_open()
+
+    def _look_up_open(self) -> None:
+        if self.open:
+            self._spawn(self._look_up([r for r in self.open.values() if r.confirmed or r.call_id in self._foreign]))
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -229,6 +256,9 @@ class Inbox:
                     "live. Submit it again if running it twice does no harm."
                 ),
             )
+        elif store.is_scheduled(record):
+            if response.call_id in self._roomless:
+                self.shelve(response)
         elif store.is_reply(record) and not self._deliver(response, record):
             self.fail(
                 response,

@@ -14,7 +14,9 @@ from qserve.client.inbox import made_at_s
 from qserve.client.response import DeploymentResponse
 from qserve.errors import BackPressureError, DeploymentUnavailableError, QserveError, TransportError
 from qserve.store import calls as store
+from qserve.store import delayed
 from qserve.store.connection import refused, says_go_away
+from qserve.store.delayed import Due
 from qserve.store.link import Link
 from qserve.store.pipe import Pipe
 from qserve.wire.keys import DeploymentKeys
@@ -27,12 +29,17 @@ _MOST_BATCH_BYTES = 4 * 1024 * 1024
 
 @dataclass(slots=True)
 class Outgoing:
-    """A sealed call and where its answer goes. `has_inputs`: it refers to other calls, which must be stored first."""
+    """A sealed call and where its answer goes.
+
+    has_inputs  it refers to other calls, which must be stored first
+    due         when it is to run; None for now
+    """
 
     response: DeploymentResponse[Any]
     envelope: bytes
     limit: int = -1
     has_inputs: bool = False
+    due: Due | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +48,7 @@ class Batch:
 
     keys: DeploymentKeys
     limit: int
+    is_delayed: bool = False
     calls: list[Outgoing] = field(default_factory=list)
     size_bytes: int = 0
     troubled_at: float | None = None
@@ -50,6 +58,7 @@ class Batch:
         return (
             len(self.calls) < store.MOST_PER_SCRIPT
             and self.limit == call.limit
+            and self.is_delayed == (call.due is not None)
             and self.size_bytes + len(call.envelope) <= _MOST_BATCH_BYTES
         )
 
@@ -66,7 +75,7 @@ def cut(queue: deque[Outgoing], most: int) -> list[Batch]:
         keys = call.response.keys
         batch = joinable.get(keys)
         if batch is None or not batch.takes(call):
-            batch = joinable[keys] = Batch(keys, call.limit)
+            batch = joinable[keys] = Batch(keys, call.limit, call.due is not None)
             batches.append(batch)
         batch.calls.append(call)
         batch.size_bytes += len(call.envelope)
@@ -81,6 +90,7 @@ class Outbox:
     ready     the pipe to use now; None while the connections are not up
     room      how many more calls may be unresolved
     on_send   a call leaves: its reply may come from now on
+    on_kept   Redis has a delayed call: its reply will come after its time
     on_fail   a call will never have a reply
     """
 
@@ -90,12 +100,14 @@ class Outbox:
         ready: Callable[[], Pipe | None],
         room: Callable[[], int],
         on_send: Callable[[DeploymentResponse[Any]], None],
+        on_kept: Callable[[DeploymentResponse[Any]], None],
         on_fail: Callable[[DeploymentResponse[Any], QserveError], None],
     ) -> None:
         self._link = link
         self._ready = ready
         self._room = room
         self._on_send = on_send
+        self._on_kept = on_kept
         self._on_fail = on_fail
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Outgoing] = deque()
@@ -157,8 +169,13 @@ class Outbox:
 
     def _send(self, pipe: Pipe, batch: Batch) -> None:
         self._travelling += 1
+        on_reply = partial(self._confirm, batch)
+        if batch.is_delayed:
+            later = [(call.response.call_id, call.envelope, call.due) for call in batch.calls if call.due is not None]
+            delayed.put(pipe, batch.keys, later, on_reply)
+            return
         pairs = [(call.response.call_id, call.envelope) for call in batch.calls]
-        store.put(pipe, batch.keys, pairs, batch.limit, partial(self._confirm, batch))
+        store.put(pipe, batch.keys, pairs, batch.limit, on_reply)
 
     def _confirm(self, batch: Batch, reply: Any) -> None:
         self._travelling -= 1
@@ -188,6 +205,10 @@ class Outbox:
             self._end_patience()
         for call in batch.calls[:taken]:
             call.response.confirmed = True
+        if batch.is_delayed:
+            for call in batch.calls[:taken]:
+                self._on_kept(call.response)
+            self.flush_soon()  # they take no room any more
         refused = batch.calls[taken:]
         self._fail(refused, lambda: _gone(batch.keys) if waiting < 0 else BackPressureError(waiting, batch.limit))
 

@@ -47,6 +47,9 @@ class Carrier(Protocol):
     def keep(self, response: DeploymentResponse[Any]) -> None:
         """Somebody else may read the record: do not remove it when the reply has come. Thread-safe."""
 
+    def hold(self, response: DeploymentResponse[Any]) -> None:
+        """Somebody waits for this delayed call: keep its response until its reply has come. Thread-safe."""
+
     async def state(self, response: DeploymentResponse[Any]) -> CallState:
         """Where the call stands, asked of Redis; runs on `loop`."""
         ...
@@ -175,7 +178,7 @@ class DeploymentResponse(Generic[R]):
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._carrier.state(self), home))
 
     def status(self) -> CallState:
-        """Where the call stands now: QUEUED, RUNNING, DONE, FAILED, DEAD, CANCELLED, EXPIRED or UNKNOWN."""
+        """Where the call stands: SCHEDULED, QUEUED, RUNNING, DONE, FAILED, DEAD, CANCELLED, EXPIRED or UNKNOWN."""
         if (known := self._known_state()) is not None:
             return known
         _refuse_in_loop()

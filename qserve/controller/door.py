@@ -18,4 +18,4 @@ def run_autoscaler(settings: Settings) -> int:
 
 async def _main(settings: Settings) -> int:
     controller = Controller(settings, f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}")
-    return await keep_running(controller.run(), controller.drain)
+    return await keep_running(controller.run(), controller.drain, heartbeat_file=settings.heartbeat_file)

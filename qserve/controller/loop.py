@@ -4,42 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Iterable
-from functools import singledispatchmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from qserve.config import HEARTBEAT_S, LEASE_S, Settings
-from qserve.controller.plan import (
-    Action,
-    Assign,
-    BuryNode,
-    Close,
-    CloseReason,
-    Forget,
-    Observed,
-    SetStatus,
-    Unassign,
-    plan,
-)
+from qserve.controller.actions import Action, Observed
+from qserve.controller.effects import Effects, written
+from qserve.controller.placement import Key
+from qserve.controller.plan import plan
+from qserve.controller.scaler import Scaled, Scaler
 from qserve.controller.status import idle_failures
-from qserve.errors import DeploymentUnavailableError, TransportError
-from qserve.spec import ApplicationStatus, Assignment
+from qserve.errors import TransportError
 from qserve.store import calls, replies
-from qserve.store.closing import answer_waiting
 from qserve.store.connection import endpoint_of
+from qserve.store.delayed import Releaser
 from qserve.store.lease import LeaderLease
 from qserve.store.link import Link
 from qserve.store.pipe import Pipe
 from qserve.store.reclaim import Reclaimer
-from qserve.store.state import Change, ClusterState, Snapshot
+from qserve.store.snapshot import Snapshot
+from qserve.store.state import ClusterState
 from qserve.wire.keys import deployment_keys
 from qserve.wire.signing import KeyRing
 
 logger = logging.getLogger("qserve.autoscaler")
 
 TURN_S = 1.0
-_BUSY_TURN_S = 0.1
-_UNSETTLED = frozenset({ApplicationStatus.DEPLOYING, ApplicationStatus.UNHEALTHY, ApplicationStatus.DELETING})
+# A storm of events is one turn each so many seconds.
+_PACE_S = 0.05
+# After a turn that changed something: it may have made way for more.
+_NEXT_TURN_S = 0.1
+# How many queues a sweep looks at side by side.
+_SWEPT_AT_ONCE = 50
 
 
 class Controller:
@@ -55,31 +53,42 @@ class Controller:
         self._events = Link(
             endpoint, f"qserve-autoscaler-{controller_id}-events", on_up=self._listen, on_message=self._on_event
         )
+        self._effects = Effects(
+            self.state, self._ring, may_act=lambda: self.lease.held, trusts_leases=self._trusts_leases
+        )
+        self._scaler = Scaler(self.state)
+        self._releaser = Releaser(self.state, self._ring)
         self._woken = asyncio.Event()
         self._stopping = False
         self._generation = -1
-        self._known_nodes: list[str] = []
+        self._seen: Snapshot | None = None
+        self._targets: dict[Key, int] = {}
+        self._unserved: frozenset[Key] = frozenset()
+        self._look_again_s = math.inf  # of the epoch
+        self._turned_at = -math.inf
         self._trusts_leases_at = 0.0
         self._sweeps_at = 0.0
-        self._versions: set[str] = set()
-        self._retired: set[tuple[str, str]] = set()
-        self._unserved: frozenset[tuple[str, str]] = frozenset()
-        self._unfinished = False
 
     async def run(self) -> None:
         """Lead when nobody else does, until drained. Raises BrokerUnavailable when Redis was never there."""
         await self._events.ready()
         leading = asyncio.create_task(self._keep_lease(), name="lease")
+        # Leading or not: a delayed call is released once whoever does it, and none waits for a new leader.
+        releasing = asyncio.create_task(self._releaser.run(), name="release")
         try:
             while not self._stopping:
+                rest_s = TURN_S
                 try:
-                    await self._turn()
+                    await self.turn()
                     await self._sweep()
+                    rest_s = self._due_in_s()
                 except TransportError as error:
                     logger.warning("This turn is skipped: %s", error)
-                await self._rest()
+                    self._generation = -1  # what it would have done is still to be done
+                await self._rest(rest_s)
         finally:
             leading.cancel()
+            releasing.cancel()
 
     async def drain(self) -> None:
         """Stop, and let a stand-by lead at once. Safe to call twice."""
@@ -108,139 +117,126 @@ class Controller:
                 self._woken.set()
             await asyncio.sleep(HEARTBEAT_S)
 
-    async def _rest(self) -> None:
-        """Until something happens, and a turn's time at the longest."""
+    async def _rest(self, at_most_s: float) -> None:
+        """Until something happens, and so long at the longest; a storm of events is rested through."""
         try:
-            async with asyncio.timeout(_BUSY_TURN_S if self._unfinished else TURN_S):
+            async with asyncio.timeout(at_most_s):
                 await self._woken.wait()
         except TimeoutError:
             pass
+        early_s = self._turned_at + _PACE_S - time.monotonic()
+        if early_s > 0 and not self._stopping:
+            await asyncio.sleep(early_s)
         self._woken.clear()
 
-    async def _turn(self) -> None:
-        """One turn of the loop: read the cluster, decide, write what changed."""
-        if not self.lease.held or not await self._has_work():
+    def _due_in_s(self) -> float:
+        """How long nothing is to be done unless something happens."""
+        if not self.lease.held:
+            return TURN_S
+        now = time.time()
+        return max(0.0, min(TURN_S, self._look_again_s - now, self._scaler.due_in_s(now)))
+
+    # A turn
+
+    async def turn(self) -> None:
+        """Read the cluster, decide, write what is to change, in one step. A quiet turn is one command."""
+        if not self.lease.held:
             return
-        seen = await self.state.snapshot()
-        self._known_nodes = [*seen.nodes, *seen.lapsed]  # one that lapsed is work until it is buried
-        self._versions |= {d.version for app in seen.apps.values() for d in app.deployments}
-        self._versions |= {d.version for status in seen.statuses.values() for d in status.deployments.values()}
-        self._retired -= {(app.name, d.name) for app in seen.apps.values() for d in app.deployments}
-        self._unserved = idle_failures(seen.statuses)
+        self._turned_at = time.monotonic()
+        generation, alive = await self.state.pulse(self.state.reader.known_nodes)
+        is_news = generation != self._generation or not all(alive) or self._seen is None
         stuck = await self._where_calls_wait(self._unserved)
-        actions = plan(seen.apps, self._observed(seen, stuck), time.time())
-        for action in actions:
-            await self._apply(action)
-        self._unfinished = bool(actions) or any(app.status in _UNSETTLED for app in seen.statuses.values())
-
-    async def _sweep(self) -> None:
-        """Hand back what replicas without a lease hold and nobody else reclaims."""
-        now = time.monotonic()
-        if not self.lease.held or now < max(self._sweeps_at, self._trusts_leases_at):
+        now = time.time()
+        is_due = is_news or bool(stuck) or now >= self._look_again_s
+        if not is_due and self._scaler.due_in_s(now) > 0:
             return
-        self._sweeps_at = now + LEASE_S
-        for app in (await self.state.wanted()).values():
-            for spec in app.deployments:
-                keys = deployment_keys(self._namespace, app.name, spec.name)
-                await Reclaimer(self._link, self._ring, keys, spec.config.max_retries).abandoned()
+        seen = await self._look(generation) if is_news or self._seen is None else self._seen
+        scaled = await self._scaler.turn(seen, now)
+        actions: list[Action] = []
+        if is_due or scaled.targets != self._targets:
+            observed = await self._observed(seen, scaled, stuck)
+            decided = plan(seen.apps, observed, now)
+            actions, self._look_again_s = decided.actions, decided.look_again_s
+        self._targets = scaled.targets
+        if actions or scaled.changes:
+            self._look_again_s = min(self._look_again_s, now + _NEXT_TURN_S)
+            await self._do(actions, scaled, seen)
 
-    async def _has_work(self) -> bool:
-        """Whether anything changed since the last turn; one command, as long as every deployment is served."""
-        generation, alive = await self.state.pulse(self._known_nodes)
-        quiet = generation == self._generation and all(alive) and not self._unfinished
+    async def _look(self, generation: int) -> Snapshot:
+        """All that is there now."""
+        self._seen = seen = await self.state.snapshot()
         self._generation = generation
-        return not quiet or bool(await self._where_calls_wait(self._unserved))
+        self._effects.saw(seen)
+        self._unserved = idle_failures(seen.statuses)
+        return seen
 
-    async def _where_calls_wait(self, queues: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
-        """Those of the (application, deployment) queues in which a call waits."""
-        depths = {queue: await calls.depth(self._link, deployment_keys(self._namespace, *queue)) for queue in queues}
-        return frozenset(queue for queue, depth in depths.items() if depth.waiting)
+    async def _do(self, actions: Sequence[Action], scaled: Scaled, seen: Snapshot) -> None:
+        await self._effects.before_write(actions, seen)
+        changes, events = written(actions, self.state.keys)
+        # Under this reign's term: a leader whose reign has ended changes nothing, and stands by.
+        if not await self.state.write([*changes, *scaled.changes], events, holder=self.lease.holder):
+            logger.warning("Another controller leads by now: nothing was changed.")
+            self.lease.lose()
 
-    def _observed(self, seen: Snapshot, stuck: frozenset[tuple[str, str]]) -> Observed:
-        trusted = time.monotonic() >= self._trusts_leases_at
+    async def _observed(self, seen: Snapshot, scaled: Scaled, stuck: frozenset[Key]) -> Observed:
+        trusted = self._trusts_leases()
         return Observed(
             statuses=seen.statuses,
             nodes=seen.nodes if trusted else seen.nodes | seen.lapsed,
             lapsed=seen.lapsed if trusted else {},
             replicas=seen.replicas,
             assignments=seen.assignments,
-            retired=frozenset(self._retired),
+            targets=scaled.targets,
+            retired=frozenset(self._effects.retired),
             stuck=stuck,
+            held=await self._held(seen, scaled),
+            setbacks=self._effects.setbacks,
         )
 
-    @singledispatchmethod
-    async def _apply(self, action: Action) -> None:
-        raise TypeError(f"No way to apply {action!r}")
-
-    @_apply.register
-    async def _(self, action: Assign) -> None:
-        assignment = action.assignment
-        await self._write(self._assignment(assignment, present=True), event=f"assign {assignment.node_id}")
-
-    @_apply.register
-    async def _(self, action: Unassign) -> None:
-        assignment = action.assignment
-        changes = [self._assignment(assignment, present=False)]
-        if action.forget:
-            changes.append(Change(self.state.keys.replicas, assignment.replica_id, None))
-        await self._write(*changes, event=f"assign {assignment.node_id}")
-
-    @_apply.register
-    async def _(self, action: Forget) -> None:
-        await self._write(Change(self.state.keys.replicas, action.replica_id, None), event="forget")
-
-    @_apply.register
-    async def _(self, action: SetStatus) -> None:
-        value = None if action.status is None else action.status.to_json()
-        if action.status is None:  # before it shows as gone: whoever waits for that may deploy the same code again
-            await self._drop_code(action.app)
-        await self._write(Change(self.state.keys.statuses, action.app, value), event=f"status {action.app}")
-
-    @_apply.register
-    async def _(self, action: BuryNode) -> None:
-        logger.warning("Node %s lost its lease: its %d replicas are replaced.", action.node_id, len(action.assignments))
-        apps = await self.state.wanted()
-        for lost in action.assignments:
-            app = apps.get(lost.app)
-            spec = app.deployment(lost.deployment) if app is not None else None
-            retries = spec.config.max_retries if spec is not None else 0
-            keys = deployment_keys(self._namespace, lost.app, lost.deployment)
-            reclaimer = Reclaimer(self._link, self._ring, keys, retries)
-            await reclaimer.all_of(lost.replica_id, f"the loss of its node {lost.node_id}")
-        changes = [self._assignment(lost, present=False) for lost in action.assignments]
-        changes += [Change(self.state.keys.replicas, lost.replica_id, None) for lost in action.assignments]
-        changes.append(Change(self.state.keys.nodes, action.node_id, None))
-        await self._write(*changes, event=f"node {action.node_id}")
-
-    @_apply.register
-    async def _(self, action: Close) -> None:
-        keys = deployment_keys(self._namespace, action.app, action.deployment)
-        error = DeploymentUnavailableError(
-            f"Deployment {action.deployment!r} of application {action.app!r} {action.reason.value}"
+    async def _where_calls_wait(self, queues: Iterable[Key]) -> frozenset[Key]:
+        """Those of the queues in which a call waits."""
+        asked = list(queues)
+        depths = await asyncio.gather(
+            *(calls.depth(self._link, deployment_keys(self._namespace, *queue)) for queue in asked)
         )
-        is_deleted = action.reason is CloseReason.DELETED  # else the next deploy may run what a lost replica held
-        if is_deleted and time.monotonic() >= self._trusts_leases_at:
-            await Reclaimer(self._link, self._ring, keys, max_retries=0).abandoned()
-        await answer_waiting(self._link, self._ring, keys, error)
-        if is_deleted and action.last and await calls.retire(self._link, keys):
-            self._retired.add((action.app, action.deployment))
+        return frozenset(queue for queue, depth in zip(asked, depths, strict=True) if depth.waiting)
 
-    def _assignment(self, assignment: Assignment, *, present: bool) -> Change:
-        value = assignment.to_json() if present else None
-        return Change(self.state.keys.assignments(assignment.node_id), assignment.replica_id, value)
+    async def _held(self, seen: Snapshot, scaled: Scaled) -> dict[str, int]:
+        """How many calls the replicas hold of those deployments that have too many: the idlest go first."""
+        count = Counter((a.app, a.deployment) for a in seen.assignments.values())
+        wanted = {
+            (app.name, d.name): d.replicas for app in seen.apps.values() if not app.fixed for d in app.deployments
+        }
+        shrinking = [key for key, replicas in wanted.items() if count[key] > scaled.targets.get(key, replicas)]
+        held: dict[str, int] = {}
+        for key in shrinking:
+            held |= await calls.holders(self._link, deployment_keys(self._namespace, *key))
+        return held
 
-    async def _drop_code(self, leaving: str) -> None:
-        """Remove the code of versions that no application but the `leaving` one uses."""
-        apps, statuses = await self.state.wanted(), await self.state.statuses()
-        used = {d.version for app in apps.values() for d in app.deployments}
-        used |= {d.version for name, s in statuses.items() if name != leaving for d in s.deployments.values()}
-        await self.state.drop_code(self._versions - used)
-        self._versions &= used
+    # Calls that nobody reclaims
 
-    async def _write(self, *changes: Change, event: str) -> None:
-        """Write under this reign's term. One that has ended changes nothing; the next turn sees that it has."""
-        if not await self.state.write(changes, event, holder=self.lease.holder):
-            self.lease.term = 0
+    async def _sweep(self) -> None:
+        """Hand back what replicas without a lease hold and nobody else reclaims."""
+        now = time.monotonic()
+        if not self.lease.held or self._seen is None or now < max(self._sweeps_at, self._trusts_leases_at):
+            return
+        self._sweeps_at = now + LEASE_S
+        queues = [
+            (app.name, spec.name, spec.config.max_retries)
+            for app in self._seen.apps.values()
+            for spec in app.deployments
+        ]
+        for start in range(0, len(queues), _SWEPT_AT_ONCE):
+            await asyncio.gather(*(self._sweep_one(*queue) for queue in queues[start : start + _SWEPT_AT_ONCE]))
+
+    async def _sweep_one(self, app: str, deployment: str, max_retries: int) -> None:
+        keys = deployment_keys(self._namespace, app, deployment)
+        await Reclaimer(self._link, self._ring, keys, max_retries).abandoned()
+
+    # What happens
+
+    def _trusts_leases(self) -> bool:
+        return time.monotonic() >= self._trusts_leases_at
 
     def _link_up(self, _pipe: Pipe) -> None:
         """While Redis was away nobody could renew: all leases get time for that before any counts as lapsed."""
@@ -249,8 +245,13 @@ class Controller:
     async def _listen(self, pipe: Pipe) -> None:
         await replies.subscribe(pipe, self.state.keys.events)
         self._generation = -1
+        self._releaser.look_again()
         self._woken.set()
 
     def _on_event(self, event: bytes) -> None:
-        if not event.startswith((b"status ", b"assign ")):
+        self._releaser.hear(event)
+        word, _, name = event.partition(b" ")
+        if word == b"wake":
+            self._scaler.wake(name.decode(errors="replace"))
+        if word not in (b"status", b"assign", b"delayed", b"cron"):
             self._woken.set()

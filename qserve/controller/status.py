@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from qserve.controller.placement import Key
 from qserve.spec import (
     ApplicationStatus,
     ApplicationStatusInfo,
@@ -19,36 +22,74 @@ COMPLETED = {
     DeploymentStatus.UPSCALING: StatusTrigger.UPSCALE_COMPLETED,
     DeploymentStatus.DOWNSCALING: StatusTrigger.DOWNSCALE_COMPLETED,
     DeploymentStatus.UNHEALTHY: StatusTrigger.UNSPECIFIED,
+    DeploymentStatus.DEPLOY_FAILED: StatusTrigger.UNSPECIFIED,
 }
-_DEPLOYING = frozenset({DeploymentStatus.UPDATING, DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING})
+SCALING = frozenset({DeploymentStatus.UPSCALING, DeploymentStatus.DOWNSCALING})
 
 
-def fresh(spec: DeploymentSpec, before: DeploymentStatusInfo | None) -> DeploymentStatusInfo:
-    """The status at the beginning of a deploy."""
+def fresh(
+    spec: DeploymentSpec, before: DeploymentStatusInfo | None, target: int, *, reconfigures: bool
+) -> DeploymentStatusInfo:
+    """The status at the beginning of a deploy.
+
+    reconfigures  whether replicas of this version are to be told other options
+    """
     has_run = before is not None and before.started and before.version == spec.version
     status = DeploymentStatus.UPDATING
-    if has_run and before is not None and before.status_trigger is not StatusTrigger.DELETING:
-        if spec.replicas > before.replicas:
-            status = DeploymentStatus.UPSCALING
-        elif spec.replicas < before.replicas:
-            status = DeploymentStatus.DOWNSCALING
+    if has_run and not reconfigures and before is not None and before.status_trigger is not StatusTrigger.DELETING:
+        status = _scaling(before.replicas, target) or DeploymentStatus.UPDATING
     return DeploymentStatusInfo(
         status=status,
         status_trigger=StatusTrigger.CONFIG_UPDATE_STARTED,
         version=spec.version,
-        replicas=spec.replicas,
-        started=has_run,
+        replicas=target,
     )
 
 
-def has_failed(spec: DeploymentSpec, info: DeploymentStatusInfo) -> bool:
-    """Whether starting is given up: this version has never run, and has failed as often as is allowed."""
-    allowed = min(spec.config.max_constructor_retry_count, 3 * spec.replicas)
-    return not info.started and info.failures >= allowed > 0
+def scaled(info: DeploymentStatusInfo, target: int) -> DeploymentStatusInfo:
+    """The status when the autoscaler wants another number of replicas than before."""
+    if target == info.replicas:
+        return info
+    update: dict[str, object] = {"replicas": target}
+    if info.status is DeploymentStatus.HEALTHY or info.status in SCALING:
+        update["status"] = _scaling(info.replicas, target)
+        if info.status is DeploymentStatus.HEALTHY:
+            update["status_trigger"] = StatusTrigger.AUTOSCALING
+    return info.model_copy(update=update)
+
+
+def _scaling(before: int, after: int) -> DeploymentStatus | None:
+    if after == before:
+        return None
+    return DeploymentStatus.UPSCALING if after > before else DeploymentStatus.DOWNSCALING
+
+
+def has_failed(spec: DeploymentSpec, info: DeploymentStatusInfo, *, is_update: bool) -> bool:
+    """Whether starting is given up: it failed as often as is allowed, and has never run or old replicas still serve.
+
+    is_update  whether replicas of an older version serve
+    """
+    allowed = min(spec.config.max_constructor_retry_count, 3 * info.replicas)
+    return info.failures >= allowed > 0 and (is_update or not info.started)
+
+
+def failed(info: DeploymentStatusInfo, message: str, before: DeploymentStatusInfo) -> DeploymentStatusInfo:
+    """The status of a deploy that is given up. What was said of it first stays: `before` is its status until now."""
+    update = {"status": DeploymentStatus.DEPLOY_FAILED, "status_trigger": StatusTrigger.REPLICA_STARTUP_FAILED}
+    if (before.status, before.status_trigger) == (update["status"], update["status_trigger"]):
+        message = before.message
+    return info.model_copy(update={**update, "message": message})
+
+
+def complete(info: DeploymentStatusInfo) -> DeploymentStatusInfo:
+    """The status of a deployment that is as it is wanted."""
+    trigger = COMPLETED.get(info.status, info.status_trigger)
+    update = {"status": DeploymentStatus.HEALTHY, "status_trigger": trigger, "message": "", "failures": 0}
+    return info.model_copy(update=update)
 
 
 def summary(
-    app: AppSpec, infos: dict[str, DeploymentStatusInfo], closing: dict[str, DeploymentStatusInfo]
+    app: AppSpec, infos: Mapping[str, DeploymentStatusInfo], closing: Mapping[str, DeploymentStatusInfo]
 ) -> ApplicationStatusInfo:
     """The application's status, from those of the deployments that it wants."""
     states = {info.status for info in infos.values()}
@@ -56,7 +97,7 @@ def summary(
         status = ApplicationStatus.DEPLOY_FAILED
     elif DeploymentStatus.UNHEALTHY in states:
         status = ApplicationStatus.UNHEALTHY
-    elif states & _DEPLOYING:
+    elif any(map(_is_deploying, infos.values())):
         status = ApplicationStatus.DEPLOYING
     else:
         status = ApplicationStatus.RUNNING
@@ -66,15 +107,22 @@ def summary(
         message="\n".join(messages),
         last_deployed_time_s=app.deployed_at_s,
         deploy_id=app.deploy_id,
-        deployments=infos | closing,
+        deployments={**infos, **closing},
     )
 
 
-def idle_failures(statuses: dict[str, ApplicationStatusInfo]) -> frozenset[tuple[str, str]]:
-    """The (application, deployment) queues that nobody serves, because the deployment failed and nothing of it runs."""
+def _is_deploying(info: DeploymentStatusInfo) -> bool:
+    """The autoscaler's changes are no deploys: an application goes on to be RUNNING with them."""
+    by_config = info.status in SCALING and info.status_trigger is not StatusTrigger.AUTOSCALING
+    return info.status is DeploymentStatus.UPDATING or by_config
+
+
+def idle_failures(statuses: Mapping[str, ApplicationStatusInfo]) -> frozenset[Key]:
+    """The queues that nobody serves, because the deployment failed and nothing of it runs."""
+    serving = (ReplicaState.RUNNING, ReplicaState.UPDATING)
     return frozenset(
         (app, name)
         for app, status in statuses.items()
         for name, info in status.deployments.items()
-        if info.status is DeploymentStatus.DEPLOY_FAILED and not info.replica_states.get(ReplicaState.RUNNING)
+        if info.status is DeploymentStatus.DEPLOY_FAILED and not any(map(info.replica_states.get, serving))
     )

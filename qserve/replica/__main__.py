@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import traceback
 from types import FrameType
-from typing import Any
 
 from qserve import logs, loops
 from qserve.client import portal
-from qserve.config import MAX_CONTROL_BYTES, Settings
+from qserve.config import Settings
 from qserve.context import ReplicaContext, set_replica_context
+from qserve.replica.control import Control
 from qserve.replica.load import Servable, build
+from qserve.replica.orders import Orders
 from qserve.replica.serve import Server
 from qserve.spec import Assignment, DeploymentSpec
 from qserve.store.connection import endpoint_of
@@ -33,56 +31,50 @@ _WORKER_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _forking = threading.local()
 
 
-class Control:
-    """The socket to the worker: JSON lines, both ways. End of file means that the worker is gone."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def open(cls, fd: int) -> Control:
-        """Take over the socket that was inherited as `fd`."""
-        os.set_inheritable(fd, False)  # noqa: FBT003 (positional only): programs that user code starts have no business with it
-        return cls(*await asyncio.open_connection(sock=socket.socket(fileno=fd), limit=MAX_CONTROL_BYTES))
-
-    async def read(self) -> dict[str, Any] | None:
-        """The next message; None when the worker is gone."""
-        line = await self._reader.readline()
-        message: dict[str, Any] | None = json.loads(line) if line else None
-        return message
-
-    def tell(self, **message: Any) -> None:
-        """Send a message to the worker."""
-        self._writer.write(json.dumps(message).encode() + b"\n")
-
-    async def flush(self) -> None:
-        """Wait until what was told has left."""
-        await self._writer.drain()
-
-
 async def main(fd: int) -> int:
     """Serve one assignment. Returns the exit code."""
     control = await Control.open(fd)
     message = await control.read()
     if message is None:
         return 1
-    settings = Settings.from_env()
     assignment = Assignment.model_validate(message["assignment"])
     spec = DeploymentSpec.model_validate(message["spec"])
+    servable = Servable()
+    orders = Orders(control, servable, spec)
+    following = asyncio.create_task(orders.follow())
+    starting = asyncio.create_task(_start(assignment, spec, servable, orders))
+    await asyncio.wait((starting, following), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():  # it is not wanted any more
+        starting.cancel()
+        await asyncio.wait([starting])
+        await servable.finalize()
+        return 0
+    server = starting.result()
+    return 1 if server is None else await _serve(server, servable, orders, following)
+
+
+async def _start(assignment: Assignment, spec: DeploymentSpec, servable: Servable, orders: Orders) -> Server | None:
+    """Build the class, and be ready to serve when its first health check has passed. None when that failed.
+
+    Either is told to the worker from here: user code may raise SystemExit, which no task hands on to another.
+    """
     try:
-        servable = await _build(settings, assignment, spec)
-        server = Server(settings, assignment, spec.config, servable)
+        settings = Settings.from_env()
+        await _build(settings, assignment, spec, servable)
+        await servable.check_health(spec.config.health_check_timeout_s, at_start=True)
+        server = Server(settings, assignment, spec, servable, on_retire=orders.retire)
         await server.connect()
-    except BaseException:  # noqa: BLE001 (user code may raise anything, and the worker must hear of it)
-        control.tell(state="FAILED", message=traceback.format_exc())
-        await control.flush()
-        return 1
-    control.tell(state="RUNNING")
-    return await _serve(server, servable, control)
+    except BaseException:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        await orders.failed()
+        return None
+    orders.started(server)
+    return server
 
 
-async def _build(settings: Settings, assignment: Assignment, spec: DeploymentSpec) -> Servable:
+async def _build(settings: Settings, assignment: Assignment, spec: DeploymentSpec, servable: Servable) -> None:
     link = Link(endpoint_of(settings), f"qserve-{assignment.replica_id}-load")
     try:
         state = ClusterState(link, settings.namespace, KeyRing(settings.secrets))
@@ -90,30 +82,24 @@ async def _build(settings: Settings, assignment: Assignment, spec: DeploymentSpe
         app = await state.app(assignment.app)
     finally:
         await link.close()
-    context = ReplicaContext(assignment.app, assignment.deployment, assignment.replica_id, assignment.version, None)
-    set_replica_context(context)
+    names = (assignment.app, assignment.deployment, assignment.replica_id, assignment.version)
+    set_replica_context(ReplicaContext(*names, None))
     limits = {deployment.name: deployment.config.max_queued_requests for deployment in app.deployments}
-    servable = await build(code, spec.config.user_config, limits)
-    set_replica_context(
-        ReplicaContext(
-            assignment.app, assignment.deployment, assignment.replica_id, assignment.version, servable.target
-        )
-    )
-    return servable
+    await build(servable, code, spec.config.user_config, limits)
+    set_replica_context(ReplicaContext(*names, servable.target))
 
 
-async def _serve(server: Server, servable: Servable, control: Control) -> int:
+async def _serve(server: Server, servable: Servable, orders: Orders, following: asyncio.Task[float | None]) -> int:
     serving = asyncio.create_task(server.run())
-    listening = asyncio.create_task(control.read())
-    await asyncio.wait((serving, listening), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((serving, following), return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
         serving.result()
-    message = listening.result() if listening.done() else None
-    if message is None:
+    timeout_s = following.result()
+    if timeout_s is None:
         logger.warning("The worker is gone; so is this replica.")
         return 1
-    gone = asyncio.create_task(control.read())
-    draining = asyncio.create_task(server.drain(float(message["drain"])))
+    gone = asyncio.create_task(orders.worker_is_gone())
+    draining = asyncio.create_task(server.drain(timeout_s))
     await asyncio.wait((draining, gone), return_when=asyncio.FIRST_COMPLETED)
     serving.cancel()
     if draining.done():

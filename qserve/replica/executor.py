@@ -38,7 +38,7 @@ class Executor:
         self._servable = servable
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="qserve-call")
+        self._pool = _threads(threads)
         self._tasks: set[asyncio.Task[None]] = set()
         self._returned: deque[tuple[Job, Reply]] = deque()
         self._noticed = False
@@ -57,6 +57,11 @@ class Executor:
             task.add_done_callback(self._tasks.discard)
         else:
             self._pool.submit(contextvars.copy_context().run, self._run_in_thread, job, method)
+
+    def resize(self, threads: int) -> None:
+        """Let so many sync methods run at a time from now on. Those that run go on in the threads that they have."""
+        before, self._pool = self._pool, _threads(threads)
+        before.shutdown(wait=False)
 
     def close(self) -> None:
         """Cancel what runs; a thread cannot be interrupted, its reply is dropped."""
@@ -94,6 +99,10 @@ class Executor:
         self._noticed = False
         while self._returned:
             self._on_done(*self._returned.popleft())
+
+
+def _threads(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, thread_name_prefix="qserve-call")
 
 
 def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:

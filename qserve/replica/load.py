@@ -5,20 +5,31 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import cloudpickle
 
 from qserve.client.handle import DeploymentHandle
 from qserve.errors import MethodNotFound, QserveError, SerializationError
 from qserve.graph import load_code
 
+# Python would run `__del__` once more when the last reference goes.
+_finalized: list[Any] = []
+
 
 class Servable:
-    """A built instance, or a function. `method` finds what a call names."""
+    """The instance, or the function; None until `build` has made it. `method` finds what a call names.
 
-    def __init__(self, target: Any, *, is_function: bool) -> None:
+    The class's own hooks (`reconfigure`, `check_health`) run on the loop if they are async, and else in threads of
+    their own: they hold up no calls, and calls that fill all slots do not hold up them.
+    """
+
+    def __init__(self, target: Any = None, *, is_function: bool = False) -> None:
         self.target = target
-        self._is_function = is_function
+        self.is_function = is_function
         self._methods: dict[str, tuple[Callable[..., Any], bool]] = {}
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="qserve-hook")
 
     def method(self, name: str) -> tuple[Callable[..., Any], bool]:
         """The callable, and whether it is a coroutine function. Raises MethodNotFound with the methods there are."""
@@ -29,7 +40,7 @@ class Servable:
         return known
 
     def _find(self, name: str) -> Callable[..., Any]:
-        if self._is_function:
+        if self.is_function:
             found: Callable[..., Any] = self.target
             return found
         method = getattr(self.target, name, None)
@@ -46,6 +57,28 @@ class Servable:
         names = [n for n in dir(kind) if n == "__call__" or not n.startswith("__")]
         return sorted(n for n in names if callable(getattr(kind, n, None)))
 
+    @property
+    def has_check(self) -> bool:
+        """Whether the class, or one that it inherits from, defines `check_health`."""
+        return not self.is_function and callable(getattr(self.target, "check_health", None))
+
+    async def check_health(self, timeout_s: float, *, at_start: bool = False) -> None:
+        """Run the class's own check, if it has one. Raises what it raises, and TimeoutError after `timeout_s`.
+
+        A coroutine is cancelled then. A thread cannot be: it is waited for, so that no two of them run, unless it is
+        `at_start`, when the process ends with the error.
+        """
+        if not self.has_check:
+            return
+        hook = self.target.check_health
+        try:
+            async with asyncio.timeout(timeout_s if at_start or _is_async(hook) else None) as limit:
+                await self._run(hook)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"check_health() had not ended after {timeout_s:g} s.") from error
+
     async def reconfigure(self, user_config: Any) -> None:
         """Give the instance its `user_config`. Raises QserveError when its class has no `reconfigure`."""
         if user_config is None:
@@ -53,17 +86,26 @@ class Servable:
         hook = getattr(self.target, "reconfigure", None)
         if hook is None:
             raise QserveError(f"user_config is set, but {type(self.target).__name__!r} has no method reconfigure().")
-        await _maybe_await(hook(user_config))
+        await self._run(hook, user_config)
 
     async def finalize(self) -> None:
-        """Run the class's `__del__`; the process ends right after, so that it does not run twice."""
+        """Run the class's `__del__`, once, if there is an instance by now."""
         hook = getattr(type(self.target), "__del__", None)
-        if hook is not None and not self._is_function:
-            await _maybe_await(hook(self.target))
+        if hook is None or self.is_function or any(done is self.target for done in _finalized):
+            return
+        _finalized.append(self.target)
+        await _maybe_await(hook(self.target))
+
+    async def _run(self, hook: Callable[..., Any], *args: Any) -> None:
+        if _is_async(hook):
+            await hook(*args)
+        else:
+            running = asyncio.get_running_loop().run_in_executor(self._threads, hook, *args)
+            await _maybe_await(await running)
 
 
-async def build(code: bytes, user_config: Any, limits: Mapping[str, int]) -> Servable:
-    """Unpickle verified code and construct the instance. Raises what the user's code raises.
+async def build(servable: Servable, code: bytes, user_config: Any, limits: Mapping[str, int]) -> None:
+    """Unpickle verified code and construct the instance in `servable`. Raises what the user's code raises.
 
     limits  max_queued_requests of the deployments of this application, for the handles among the arguments
     """
@@ -76,23 +118,25 @@ async def build(code: bytes, user_config: Any, limits: Mapping[str, int]) -> Ser
     except Exception as error:
         raise SerializationError(
             f"The deployment's code cannot be loaded on this host: {error}. Install the module that defines it here, "
-            "in the same version, or define the class in the script that deploys it."
+            "in the same version, or define the class in the script that deploys it. Code that travels by value was "
+            f"pickled by cloudpickle; this host has version {cloudpickle.__version__} of it."
         ) from error
     if not isinstance(target, type):
-        return Servable(target, is_function=True)
-    servable = Servable(await _construct(target, args, kwargs), is_function=False)
+        servable.target, servable.is_function = target, True
+        return
+    await _construct(servable, target, args, kwargs)
     await servable.reconfigure(user_config)
-    return servable
 
 
-async def _construct(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An instance of the class. Calling a class refuses an async `__init__`, so that one is made in two steps."""
+async def _construct(servable: Servable, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Make the instance. Calling a class refuses an async `__init__`, so that one is made in two steps."""
     if not inspect.iscoroutinefunction(kind.__init__):
-        return kind(*args, **kwargs)
+        servable.target = kind(*args, **kwargs)
+        return
     # object's own __new__ takes no arguments.
     instance = kind.__new__(kind) if kind.__new__ is object.__new__ else kind.__new__(kind, *args, **kwargs)
+    servable.target = instance  # it is there from now on: who ends its start must end it, too
     await kind.__init__(instance, *args, **kwargs)
-    return instance
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

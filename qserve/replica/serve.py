@@ -8,17 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from qserve.client.portal import get_response
-from qserve.config import DeploymentConfig, Settings
+from qserve.config import Settings
 from qserve.context import CallContext
 from qserve.errors import CallRejected, SignatureError, TransportError
 from qserve.replica.executor import Executor, Job
 from qserve.replica.load import Servable
 from qserve.replica.outbox import ReplyBox
-from qserve.spec import Assignment
+from qserve.spec import Assignment, DeploymentSpec
 from qserve.store import calls as store
 from qserve.store.calls import Entry, Finished
 from qserve.store.connection import endpoint_of
@@ -41,14 +41,28 @@ _RETRY_S = 0.1
 
 
 class Server:
-    """Serves one deployment from this process: `run()` until drained, then `drain(timeout_s)`."""
+    """Serves one deployment from this process: `run()` until drained, then `drain(timeout_s)`.
+
+    on_retire  called once, with the reason, when it has answered as many calls as one replica may
+    """
 
     def __init__(
-        self, settings: Settings, assignment: Assignment, config: DeploymentConfig, servable: Servable
+        self,
+        settings: Settings,
+        assignment: Assignment,
+        spec: DeploymentSpec,
+        servable: Servable,
+        *,
+        on_retire: Callable[[str], None],
     ) -> None:
         self.replica_id = assignment.replica_id
         self.keys = deployment_keys(settings.namespace, assignment.app, assignment.deployment)
-        self._slots = config.max_ongoing_requests
+        self._slots = spec.config.max_ongoing_requests
+        self._most_calls = spec.config.max_calls_per_replica
+        self._paused = spec.paused
+        self._on_retire = on_retire
+        self._answered = 0
+        self._is_retiring = False
         self._ring = KeyRing(settings.secrets)
         self._opens = self._ring.signer(Direction.CALL, self.keys.scope)
         self._seals = self._ring.signer(Direction.REPLY, self.keys.scope)
@@ -60,7 +74,7 @@ class Server:
         self._slot_free = asyncio.Event()
         self._executor = Executor(servable, self._slots, self._on_done)
         self._replies = ReplyBox(self._link, self.keys, self._slot_free.set)
-        self._reclaimer = Reclaimer(self._link, self._ring, self.keys, config.max_retries)
+        self._reclaimer = Reclaimer(self._link, self._ring, self.keys, spec.config.max_retries)
         self._running: dict[bytes, Job] = {}
         self._parked: dict[bytes, Entry] = {}
         self._ready: deque[Job] = deque()
@@ -76,7 +90,7 @@ class Server:
     async def run(self) -> None:
         """Take calls until drained. Trouble with Redis is waited out."""
         while not self._draining:
-            free = self._free()
+            free = 0 if self._paused else self._free()
             if free <= 0:
                 self._slot_free.clear()
                 await self._slot_free.wait()
@@ -94,16 +108,34 @@ class Server:
             if entries and not self._accept(entries):
                 await asyncio.sleep(_CROWDED_S)
 
+    def configure(self, spec: DeploymentSpec) -> None:
+        """Go by another configuration from now on; calls that run are not touched.
+
+        A replica with fewer slots than before starts nothing until so many run. One that is paused takes no calls; what
+        it was given and has not started goes back, uncharged.
+        """
+        config = spec.config
+        if config.max_ongoing_requests != self._slots:
+            self._slots = config.max_ongoing_requests
+            self._executor.resize(self._slots)
+        self._most_calls = config.max_calls_per_replica
+        self._paused = spec.paused
+        if self._paused:
+            self._hand_back_waiting()
+        self._start_ready()
+        self._consider_retiring()
+        self._slot_free.set()
+
     async def drain(self, timeout_s: float) -> None:
-        """Take no more calls, finish those that run within `timeout_s`, hand the rest back uncharged."""
+        """Take no more calls, finish those that run within `timeout_s`, hand the rest back uncharged.
+
+        It ends with the last call, and at once when none runs: `graceful_shutdown_wait_loop_s`, after which Ray Serve
+        looks for the first time, is accepted and means nothing here.
+        """
         self._draining = True
         self._slot_free.set()
         self._reader.close_now()
-        self._hand_back([*(job.entry for job in self._ready), *self._parked.values()])
-        self._parked.clear()
-        self._ready.clear()
-        for waiting in self._parks:
-            waiting.cancel()
+        self._hand_back_waiting()
         self._spawn(self._hand_back_unseen())
         try:
             async with asyncio.timeout(timeout_s):
@@ -130,7 +162,9 @@ class Server:
         return len(entries) - len(surplus)
 
     def _take_in(self, entry: Entry) -> bool:
-        """Start, park or refuse one entry. False when there is no slot, or no room to park it."""
+        """Start, park or refuse one entry. False when we are paused, when there is no slot, or no room to park it."""
+        if self._paused:
+            return False
         try:
             call = open_call(entry.envelope, self._opens)
         except SignatureError as error:
@@ -196,9 +230,21 @@ class Server:
         if self._running.pop(job.entry.entry_id, None) is None:
             return  # handed back meanwhile
         self._answer(job.entry, job.call, reply)
-        if self._ready and not self._draining and len(self._running) < self._slots:
-            self._start(self._ready.popleft())
+        self._answered += 1
+        if self._answered == self._most_calls:
+            self._consider_retiring()
+        if self._ready:
+            self._start_ready()
         self._slot_free.set()
+
+    def _start_ready(self) -> None:
+        while self._ready and not self._draining and len(self._running) < self._slots:
+            self._start(self._ready.popleft())
+
+    def _consider_retiring(self) -> None:
+        if self._most_calls is not None and self._answered >= self._most_calls and not self._is_retiring:
+            self._is_retiring = True
+            self._on_retire(f"it has answered {self._answered} calls (max_calls_per_replica={self._most_calls})")
 
     def _answer(self, entry: Entry, call: Call, reply: Reply) -> None:
         self._replies.add(Finished(entry, call.call_id, call.inbox, seal_reply(reply, self._seals)))
@@ -212,6 +258,14 @@ class Server:
             error = CallRejected(f"A replica of {self.keys.deployment!r} refused the call unopened. {cause}")
             answer = (call_id, inbox, seal_reply(codec.encode_error(call_id, error, 0), self._seals))
         await store.quarantine(self._link, self.keys, entry, str(cause), answer)
+
+    def _hand_back_waiting(self) -> None:
+        """What has not been started goes to others."""
+        self._hand_back([*(job.entry for job in self._ready), *self._parked.values()])
+        self._parked.clear()
+        self._ready.clear()
+        for waiting in self._parks:
+            waiting.cancel()
 
     def _hand_back(self, entries: list[Entry]) -> None:
         for stream in (self.keys.front, self.keys.calls):

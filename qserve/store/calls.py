@@ -59,6 +59,20 @@ class Depth:
     running: int
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a deployment has to do.
+
+    oldest_wait_s  how long the oldest of the waiting calls has waited; 0 when none waits
+    arrived        how many calls were ever added to its queue, which begins anew when it slept; None: it has no queue
+    """
+
+    waiting: int
+    running: int
+    oldest_wait_s: float
+    arrived: int | None
+
+
 def put(
     pipe: Pipe,
     keys: DeploymentKeys,
@@ -71,7 +85,7 @@ def put(
     `on_reply` gets [taken, waiting], or the exception. The first `taken` calls are in the queue now or were before; the
     others were refused: `waiting` is -1 when the deployment is gone, else the queue is full.
     """
-    names = [keys.calls, keys.front]
+    names = [keys.calls, keys.front, keys.asleep]
     names += [keys.record(call_id) for call_id, _ in calls]
     pipe.run(scripts.PUT, names, [GROUP, limit, *(envelope for _, envelope in calls)], on_reply)
 
@@ -138,13 +152,17 @@ async def claim(pipe: Pipe, keys: DeploymentKeys, replica: str, count: int, bloc
 
 
 async def open_queue(pipe: Pipe, keys: DeploymentKeys) -> None:
-    """Make the deployment's streams and their group, from the first entry on; leaves what is there."""
-    for stream in (keys.front, keys.calls):
-        try:
-            await pipe.call("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
-        except BrokerRefused as error:
-            if "BUSYGROUP" not in str(error):
-                raise
+    """Make the deployment's streams and their group, from the first entry on, as far as they are missing: it is awake."""
+    await pipe.script(scripts.OPEN, [keys.calls, keys.front, keys.asleep], [GROUP])
+
+
+async def fall_asleep(link: Link, keys: DeploymentKeys, channel: str, event: str) -> bool:
+    """Remove the queue of a deployment without replicas, if it is empty; the next call makes it again.
+
+    channel, event  what that call publishes, and where
+    False when a call is in the queue, or the deployment is gone.
+    """
+    return bool(await link.script(scripts.SLEEP, [keys.calls, keys.front, keys.asleep], [f"{channel} {event}"]))
 
 
 async def pending(pipe: Pipe, stream: str, replica: str, *, after: bytes = b"") -> list[Entry]:
@@ -210,7 +228,7 @@ async def reap(link: Link, keys: DeploymentKeys, replica: str) -> bool:
 
 async def retire(link: Link, keys: DeploymentKeys) -> bool:
     """Remove a deleted deployment's queue if it is empty. From then on calls to it are refused."""
-    return bool(await link.script(scripts.RETIRE, [keys.calls, keys.front]))
+    return bool(await link.script(scripts.RETIRE, [keys.calls, keys.front, keys.delayed, keys.asleep]))
 
 
 async def holders(link: Link, keys: DeploymentKeys) -> dict[str, int]:
@@ -229,17 +247,25 @@ async def holders(link: Link, keys: DeploymentKeys) -> dict[str, int]:
 
 
 async def depth(link: Link, keys: DeploymentKeys) -> Depth:
-    """How many calls wait and run now; exact, O(1). A missing stream is empty."""
-    pipe = await link.ready()
-    total = running = 0
-    for stream in (keys.front, keys.calls):
-        length, summary = pipe.call("XLEN", stream), pipe.call("XPENDING", stream, GROUP)
-        total += await length
-        try:
-            running += (await summary)[0]
-        except BrokerRefused:
-            continue
-    return Depth(waiting=max(0, total - running), running=running)  # the commands are no single step
+    """How many calls wait and run now; exact. A missing stream is empty."""
+    load = await load_of(await link.ready(), keys)
+    return Depth(waiting=load.waiting, running=load.running)
+
+
+async def load_of(pipe: Pipe, keys: DeploymentKeys) -> Load:
+    """What a deployment has to do now, in one step. A missing stream is empty."""
+    waiting, running, age_ms, added = await pipe.script(scripts.DEPTH, [keys.calls, keys.front], [GROUP])
+    return Load(waiting, running, age_ms / 1000, None if added < 0 else added)
+
+
+async def is_empty(pipe: Pipe, keys: DeploymentKeys) -> bool:
+    """Whether nothing waits or runs, but for what was handed back; one plain command."""
+    return not await pipe.call("XLEN", keys.calls)
+
+
+async def is_asleep(pipe: Pipe, keys: DeploymentKeys) -> bool:
+    """Whether the deployment sleeps: it has no queue until the next call comes."""
+    return bool(await pipe.call("EXISTS", keys.asleep))
 
 
 def is_error(reply: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from qserve.errors import BrokerRefused, SignatureError
 from qserve.store import calls as store
 from qserve.store.calls import Entry, Finished
+from qserve.store.delayed import call_off
 from qserve.store.link import Link
 from qserve.store.reclaim import refuse
 from qserve.wire import codec
@@ -14,6 +15,11 @@ from qserve.wire.signing import Direction, KeyRing
 
 # Callers may add calls as fast as they are answered: what is left is for the next turn.
 _MOST_AT_ONCE = 1000
+
+
+async def answer_all(link: Link, ring: KeyRing, keys: DeploymentKeys, error: Exception) -> int:
+    """Answer calls that wait, and calls that are not due yet: the deployment is deleted. Returns how many."""
+    return await call_off(link, ring, keys, error) + await answer_waiting(link, ring, keys, error)
 
 
 async def answer_waiting(link: Link, ring: KeyRing, keys: DeploymentKeys, error: Exception) -> int:

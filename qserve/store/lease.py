@@ -45,8 +45,14 @@ class LeaderLease:
         self._trusted_until = started + LEASE_S - _MARGIN_S if self.term else 0.0
         return self.held
 
+    def lose(self) -> None:
+        """A write was refused: another one leads, or nobody does."""
+        self.term = 0
+        self._trusted_until = 0.0
+
     async def resign(self) -> None:
         """Let a stand-by lead at once. Does nothing when this controller does not lead."""
         if self.term:
-            await self._link.script(scripts.RESIGN, [self._keys.leader], [self.holder])
-            self.term = 0
+            holder = self.holder
+            self.lose()
+            await self._link.script(scripts.RESIGN, [self._keys.leader], [holder])

@@ -8,6 +8,7 @@ from struct import Struct
 from typing import Any
 
 from qserve.config import RESULT_TTL_S
+from qserve.errors import BrokerRefused
 from qserve.store import scripts
 from qserve.store.link import Link
 from qserve.store.pipe import Pipe
@@ -41,6 +42,11 @@ def split_note(note: bytes) -> Iterator[tuple[bytes, bytes | None]]:
 def is_reply(record: bytes) -> bool:
     """Whether a record holds a reply, and not the call's place in the queue."""
     return record[:1] != b"Q"
+
+
+def is_scheduled(record: bytes) -> bool:
+    """Whether the record is that of a call that is not due yet."""
+    return record[:2] == b"Qd"
 
 
 def place(keys: DeploymentKeys, record: bytes) -> Place:
@@ -78,7 +84,12 @@ def restore(pipe: Pipe, name: str, envelope: bytes) -> None:
 
 async def running_on(link: Link, at: Place) -> tuple[str, int] | None:
     """The replica that runs the call at this place, and how often the queue gave it out; None while it waits."""
-    rows = await link.call("XPENDING", at.stream, GROUP, at.entry_id, at.entry_id, 1)
+    try:
+        rows = await link.call("XPENDING", at.stream, GROUP, at.entry_id, at.entry_id, 1)
+    except BrokerRefused as error:
+        if "NOGROUP" not in str(error):
+            raise
+        return None  # the queue is gone, and nobody runs anything of it
     return (rows[0][1].decode(), int(rows[0][3])) if rows else None
 
 

@@ -55,8 +55,13 @@ class DeploymentKeys:
 
     @cached_property
     def delayed(self) -> str:
-        """Sorted set: calls that are not due yet, by the server's milliseconds at which they are."""
+        """Sorted set: ids of calls that are not due yet, by the server's milliseconds at which they are."""
         return f"{self._base}:delayed"
+
+    @cached_property
+    def envelopes(self) -> str:
+        """Hash: call id -> envelope, of the calls in `delayed`."""
+        return f"{self._base}:envelopes"
 
     @cached_property
     def quarantine(self) -> str:
@@ -145,6 +150,11 @@ class ClusterKeys:
         return f"{self._base}:crons"
 
     @cached_property
+    def scheduler(self) -> str:
+        """Sorted set of arq's: jobs of recurring calls, by the milliseconds at which they are due."""
+        return f"{self._base}:scheduler"
+
+    @cached_property
     def leader(self) -> str:
         """The leading controller and its term, until it lapses."""
         return f"{self._base}:leader"
@@ -165,7 +175,8 @@ class ClusterKeys:
         return f"{self._base}:events"
 
     def scope(self, *names: str) -> str:
-        """What binds a control envelope to what it stands for: ("app", name), ("code", version) or ("seal",).
+        """What binds a control envelope to what it stands for: ("app", name), ("code", version), ("cron", name),
+        ("scheduler",) or ("seal",).
 
         No part may hold a colon; namespaces, names and versions hold none.
         """

@@ -70,7 +70,8 @@ class Backend:
             records = [ReplicaRecord.model_validate_json(value) for value in raw]
             return dict(Counter(record.node_id for record in records if record.serves))
         if question == "leader":
-            return {"holder": (await self._server.get(self._keys.leader) or b"").decode()}
+            holder = await self._server.get(self._keys.leader)
+            return {"holder": holder.decode() if isinstance(holder, bytes) else ""}
         return {
             "submitted": self.submitted,
             "answered": self.answers.total(),

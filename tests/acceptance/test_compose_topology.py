@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from graphlib import TopologicalSorter
@@ -26,6 +27,8 @@ import redis
 import yaml
 
 from qserve.config import DeploymentConfig, Settings, read_secret
+from qserve.generate import Stack, compose
+from qserve.generate.stack import HEARTBEAT_FILE
 from qserve.store.embedded import find_binary
 from qserve.wire.keys import ClusterKeys
 from tests.support.cluster import ROOT, eventually
@@ -52,12 +55,14 @@ class Here:
         self.folder = folder
         self.broker_port, self.web_port = free_port(), free_port()
         self.processes: dict[str, list[subprocess.Popen[bytes]]] = {}
-        self._secret = secrets.token_hex(32)
+        secret = folder / "secret.key"
+        secret.write_text(secrets.token_hex(32))
         # What a container has to itself, a process shares with its host.
         self._replaced = {
             "redis://valkey:6379/0": f"redis://127.0.0.1:{self.broker_port}/0",
             "0.0.0.0": "127.0.0.1",  # noqa: S104 - read from the file, and not used here
             "8000": str(self.web_port),
+            "/run/secrets/qserve_secret_key": str(secret),
         }
 
     @property
@@ -78,7 +83,7 @@ class Here:
                 met = self.is_healthy if condition == HEALTHY else self.has_completed
                 eventually(partial(met, needed), what=f"{needed}: {condition}")
             replicas = SERVICES[name].get("deploy", {}).get("replicas", 1)
-            self.processes[name] = [self.start(name) for _ in range(replicas)]
+            self.processes[name] = [self.start(name, number) for number in range(replicas)]
 
     def down(self) -> dict[str, list[int]]:
         """Ask all processes to leave, users of the broker first. Returns their exit codes. Safe to call twice."""
@@ -96,26 +101,27 @@ class Here:
             process.kill()
             process.wait()
 
-    def start(self, name: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, number: int = 0) -> subprocess.Popen[bytes]:
         """One process of a service."""
-        command = [self._here(word) for word in SERVICES[name]["command"]]
+        command = [self._there(word, name, number) for word in SERVICES[name]["command"]]
         if command[0] == "valkey-server":
             place = ["--bind", "127.0.0.1", "--port", str(self.broker_port), "--dir", str(self.folder)]
             command = [find_binary(Settings()), *command[1:], *place]
         return subprocess.Popen(command, env=self._environment(name), cwd=self.folder, stdin=subprocess.DEVNULL)
 
-    def is_healthy(self, name: str, **changes: str) -> bool:
-        """What the service's own health check says, in its environment with these changes."""
-        kind, *check = (self._here(word) for word in SERVICES[name]["healthcheck"]["test"])
+    def is_healthy(self, name: str, number: int | None = None) -> bool:
+        """What the service's own health check says in one of its containers, or in all."""
+        if number is None:
+            return all(self.is_healthy(name, one) for one in range(len(self.processes[name])))
+        kind, *check = (self._there(word, name, number) for word in SERVICES[name]["healthcheck"]["test"])
         if check == ["valkey-cli ping | grep -q PONG"]:
             return self._broker_answers()
         command = ["sh", "-c", check[0].replace("$$", "$")] if kind == "CMD-SHELL" else check
-        return self.ask(name, *command, **changes).returncode == 0
+        return self.ask(name, *command).returncode == 0
 
-    def ask(self, name: str, *command: str, **changes: str) -> subprocess.CompletedProcess[bytes]:
-        """Run a command as `docker compose exec --env ... NAME` does."""
-        environment = self._environment(name) | changes
-        return subprocess.run(command, env=environment, capture_output=True, check=False)
+    def ask(self, name: str, *command: str) -> subprocess.CompletedProcess[bytes]:
+        """Run a command as `docker compose exec NAME` does."""
+        return subprocess.run(command, env=self._environment(name), capture_output=True, check=False)
 
     def has_completed(self, name: str) -> bool:
         """Whether a one-shot service has ended well."""
@@ -138,6 +144,10 @@ class Here:
         except redis.ConnectionError:
             return False
 
+    def _there(self, text: str, name: str, number: int) -> str:
+        """The same of a container's own /tmp."""
+        return self._here(text).replace(HEARTBEAT_FILE, str(self.folder / f"{name}-{number}.heartbeat"))
+
     def _here(self, text: str) -> str:
         for there, here in self._replaced.items():
             text = text.replace(there, here)
@@ -146,9 +156,8 @@ class Here:
     def _environment(self, name: str) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("QSERVE_")}
         given = {key: self._here(value) for key, value in SERVICES[name].get("environment", {}).items()}
-        from_file = {"QSERVE_SECRET_KEY": self._secret}
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
-        return {**inherited, **from_file, **given, "PATH": path, "PYTHONPATH": str(ROOT)}
+        return {**inherited, **given, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
 def free_port() -> int:
@@ -210,8 +219,11 @@ def test_all_processes_share_one_secret_that_git_and_the_image_never_see():
     """A key in the image or in the repository is no key."""
     ours = [service for service in SERVICES.values() if service["image"] == "qserve"]
     assert len(ours) == 4
-    assert {service["env_file"] for service in ours} == {".env"}
-    assert "QSERVE_SECRET_KEY" not in str(COMPOSE)
+    for service in ours:
+        (secret,) = service["secrets"]
+        assert service["environment"]["QSERVE_SECRET_KEY_FILE"] == f"/run/secrets/{secret}"
+        assert COMPOSE["secrets"][secret] == {"environment": "QSERVE_SECRET_KEY"}
+        assert "QSERVE_SECRET_KEY" not in service["environment"], "docker inspect would show it"
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert ignored[0] == "*"
@@ -248,6 +260,19 @@ def test_the_image_holds_what_its_services_run_and_is_not_root():
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_the_file_is_what_qserve_generates_and_the_examples_own_services():
+    """Whoever begins with the generator and whoever copies this file run the same thing."""
+    generated = yaml.safe_load(compose(Stack())["docker-compose.yml"])
+    ours = {
+        name: {key: value for key, value in service.items() if key != "build"} for name, service in SERVICES.items()
+    }
+    assert ours.keys() - generated["services"].keys() == {"deploy", "web"}
+    assert {name: ours[name] for name in generated["services"]} == generated["services"]
+    assert {name: COMPOSE[name] for name in ("volumes", "secrets")} == {
+        name: generated[name] for name in ("volumes", "secrets")
+    }
+
+
 def test_docker_compose_can_read_the_file(tmp_path):
     """The last word on what the file means is Docker's. Reading it needs no engine."""
     commands = (["docker", "compose"], ["docker-compose"])
@@ -270,8 +295,18 @@ def test_every_service_says_that_it_is_healthy(here):
 
 @pytest.mark.parametrize("service", ["worker", "autoscaler"])
 def test_a_health_check_says_no_where_nothing_runs(here, service):
-    """A check that passes on an empty cluster would show a dead one as healthy."""
-    assert not here.is_healthy(service, QSERVE_NAMESPACE="empty")
+    """A check that passes in an empty container would show a dead process as healthy."""
+    assert not here.is_healthy(service, number=99)
+
+
+@pytest.mark.parametrize("service", ["worker", "autoscaler"])
+def test_a_health_check_says_no_once_the_event_loop_hangs(here, service):
+    """Its process is still there: nothing but the age of its file tells."""
+    hung = here.folder / f"{service}-98.heartbeat"
+    hung.write_text("ready\n")
+    assert here.is_healthy(service, number=98)
+    os.utime(hung, (time.time() - 31, time.time() - 31))
+    assert not here.is_healthy(service, number=98)
 
 
 def test_a_request_is_answered_by_a_replica_elsewhere(here):

@@ -24,8 +24,7 @@ from click.testing import CliRunner, Result
 from qserve.cli.root import qserve
 from qserve.client import portal
 from qserve.config import Settings
-from tests.conftest import SECRET
-from tests.support.cluster import Cluster, eventually
+from tests.support.cluster import Cluster, cluster_in, eventually, namespace_on
 
 QSERVE = str(Path(sysconfig.get_path("scripts")) / "qserve")
 Invoke = Callable[..., Result]
@@ -159,20 +158,15 @@ def at_a_terminal(arguments: tuple[str, ...], env: dict[str, str], folder: Path,
 @pytest.fixture(scope="module")
 def settings(broker_url: str) -> Iterator[Settings]:
     """Signed settings in a namespace of the file's own, which this process uses until the file ends."""
-    chosen = Settings(redis_url=broker_url, namespace=f"t{secrets.token_hex(4)}", secrets=(SECRET,))
-    portal.use(chosen)
-    yield chosen
-    portal.use(None)
+    with namespace_on(broker_url) as chosen:
+        yield chosen
 
 
 @pytest.fixture(scope="module")
 def cluster(settings: Settings) -> Iterator[Cluster]:
     """An autoscaler and a worker as processes, for all tests of the file."""
-    running = Cluster(settings)
-    running.start_autoscaler()
-    running.start_worker()
-    yield running
-    running.stop()
+    with cluster_in(settings) as running:
+        yield running
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 import qserve as serve
+from qserve.cli.hosting import _size_bytes
 from tests.support.cluster import eventually
 
 
@@ -14,7 +15,8 @@ from tests.support.cluster import eventually
 def worker(start, settings):
     """A worker with everything that can be said about it."""
     offer = ("--num-cpus", "1.5", "--resource", "tickets=2", "--resource", "gpus=0.5", "--label", "zone=eu")
-    command = start("worker", *offer, "--deployments", "a,b.C", settings=settings)
+    amounts = ("--num-gpus", "3", "--memory", "512M")
+    command = start("worker", *offer, *amounts, "--deployments", "a,b.C", settings=settings)
     eventually(lambda: serve.status().nodes, what="the worker has joined")
     yield command
     command.close()
@@ -25,6 +27,7 @@ def test_a_worker_offers_what_its_options_say(worker):
     (node,) = serve.status().nodes
     assert node.resources["num_cpus"] == 1.5
     assert (node.resources["tickets"], node.resources["gpus"]) == (2.0, 0.5)
+    assert (node.resources["num_gpus"], node.resources["memory"]) == (3.0, 512 * 1024 * 1024)
     assert node.labels == {"zone": "eu"}
     assert node.deployments == ("a", "b.C")
 
@@ -59,8 +62,25 @@ def test_a_worker_refuses_an_unsigned_network(invoke):
 
 
 @pytest.mark.parametrize(
-    "options", [("--resource", "tickets"), ("--resource", "tickets=many"), ("--label", "=eu"), ("--num-cpus", "-1")]
+    "options",
+    [
+        ("--resource", "tickets"),
+        ("--resource", "tickets=many"),
+        ("--label", "=eu"),
+        ("--num-cpus", "-1"),
+        ("--num-gpus", "0.5"),
+        ("--memory", "8 elephants"),
+    ],
 )
 def test_a_wrong_offer_is_wrong_usage(invoke, options):
     """A worker that starts with less than was meant is found days later."""
     assert invoke("worker", *options).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("4096", 4096), ("8G", 8 * 1024**3), ("8GiB", 8 * 1024**3), ("1.5k", 1536), ("2 TB", 2 * 1024**4)],
+)
+def test_memory_is_bytes_or_has_a_letter(text, size_bytes):
+    """As people write it elsewhere."""
+    assert _size_bytes(text) == size_bytes

@@ -159,3 +159,27 @@ def test_a_new_version_that_fails_does_not_take_down_what_was_there(start, clust
     assert command.ended() == 1
     assert serve.status("shared").applications["shared"].status is ApplicationStatus.DEPLOY_FAILED
     serve.delete("shared")
+
+
+def test_a_config_file_runs_in_the_foreground(start, folder):
+    """The file of production, tried on a laptop; all of its applications go with it."""
+    (folder / "serve.yaml").write_text(
+        "applications:\n"
+        "- {name: one, import_path: 'hello:app'}\n"
+        "- {name: two, import_path: 'hello:build', args: {title: Titled}}\n"
+    )
+    command = start("run", "serve.yaml")
+    command.says("Application 'two' is running; its handle is two.Titled.")
+    assert "Application 'one' is running; its handle is one.Caller." in command.out
+    cluster = command.tree()
+    command.signal(signal.SIGINT)
+
+    assert command.ended() == 130
+    assert psutil.wait_procs(cluster, timeout=5)[1] == []
+
+
+def test_modules_are_looked_for_in_another_folder(start, folder, tmp_path):
+    """A service file need not change its working directory."""
+    (tmp_path / "elsewhere.py").write_text((folder / "hello.py").read_text())
+    command = start("run", "elsewhere:app", "--app-dir", str(tmp_path))
+    command.says("its handle is default.Caller.")

@@ -1,15 +1,19 @@
-"""`qserve status`: what people and scripts read."""
+"""`qserve status` and `qserve ps`: what people and scripts read."""
 
 from __future__ import annotations
 
 import json
+import signal
 from contextlib import suppress
 
 import pytest
 
 import qserve as serve
+from qserve import api
+from qserve.client import portal
 from qserve.errors import DeployFailed
-from qserve.spec import ServeStatus
+from qserve.spec import Decision, ReplicaRecord, ServeStatus
+from tests.cli.conftest import at_a_terminal
 
 
 @serve.deployment(num_replicas=2)
@@ -106,3 +110,92 @@ def test_a_redis_that_is_down_is_named_with_its_password_masked(invoke):
     assert result.exit_code == 69
     assert "Redis at redis://me:***@localhost:1/0 cannot be reached" in result.stderr
     assert "pa55" not in result.output
+
+
+def test_an_application_is_named_as_an_argument_too(invoke):
+    """`-n` is Ray Serve's; what is typed most needs no option."""
+    assert invoke("status", "echo").stdout == invoke("status", "-n", "echo").stdout
+
+
+def test_watch_tells_each_change_once_as_it_comes(start, settings):
+    """A log of a release, made by events: nothing is asked while nothing happens."""
+    watching = start("status", "--watch", settings=settings)
+    watching.says("echo.Echo: HEALTHY, 2 RUNNING")
+    api.scale("echo", "Echo", 3)
+    watching.says("echo.Echo: HEALTHY, 3 RUNNING")
+    api.scale("echo", "Echo", 2)
+    serve.run(Echo.options(num_replicas=1).bind(), name="passing")
+    watching.says("passing.Echo: HEALTHY, 1 RUNNING")
+    serve.delete("passing")
+    watching.says("passing.Echo: gone")
+    watching.signal(signal.SIGINT)
+
+    assert watching.ended() == 130
+    assert "Traceback" not in watching.err
+    assert watching.out.count("broken.Broken: DEPLOY_FAILED") == 1
+
+
+def test_watch_follows_one_application_for_programs(start, settings):
+    """A line of JSON for each change."""
+    watching = start("status", "echo", "--watch", "--json", settings=settings)
+    watching.says("}\n")
+    watching.signal(signal.SIGTERM)
+    watching.ended()
+
+    assert list(json.loads(watching.out.splitlines()[0])["applications"]) == ["echo"]
+
+
+def test_on_a_terminal_the_tables_stay_in_their_place(clean_env, settings, folder):
+    """The screen of whoever watches a release."""
+    seen = at_a_terminal(("status", "-w"), clean_env | settings.child_env(), folder, until="HEALTHY", keys="\x03")
+
+    assert seen.code == 130
+    assert "Traceback" not in seen.text
+    assert "WAITING" not in seen.text  # queues change with every call, and no event tells of it
+
+
+def test_a_row_for_each_replica_says_what_it_is_and_where(invoke):
+    """Which process on which host, of which version, for how long."""
+    (node,) = serve.status().nodes
+    rows = [line.split() for line in invoke("ps", "echo.Echo").stdout.splitlines()]
+
+    assert rows[0] == ["REPLICA", "DEPLOYMENT", "STATE", "WORKER", "PID", "GPUS", "VERSION", "AGE", "MESSAGE"]
+    assert len(rows) == 3
+    assert {tuple(row[1:4]) for row in rows[1:]} == {("echo.Echo", "RUNNING", node.node_id)}
+    assert {int(row[4]) for row in rows[1:]} == {replica.pid for replica in api.replicas() if replica.app == "echo"}
+
+
+def test_replicas_are_json_for_programs(invoke):
+    """The records themselves."""
+    found = [ReplicaRecord.model_validate(row) for row in json.loads(invoke("ps", "echo", "--json").stdout)]
+    assert found == [replica for replica in api.replicas() if replica.app == "echo"]
+
+
+def test_no_replica_is_said_in_words(invoke):
+    """With the name that was asked for: it may be wrong."""
+    assert invoke("ps", "nope").stdout == "No replica of 'nope' is there.\n"
+    assert invoke("ps", "--namespace", "empty").stdout == "No replica is there.\n"
+
+
+def test_the_autoscalers_decisions_are_told_with_their_reasons(invoke, settings):
+    """Somebody asks why there were twelve at three in the morning."""
+    assert invoke("status", "echo", "--decisions").stdout == "The autoscaler has changed nothing of 'echo' yet.\n"
+    portal.use(settings)
+    core = portal.portal().core
+    key = f"qserve:1:{{{settings.namespace}}}:decisions:echo.Echo"
+    for number in (2, 3):
+        made = Decision(at_s=1.7e9 + number, before=number - 1, after=number, reason=f"{number}0 calls wait")
+        portal.portal().run(_push(core, key, made.to_json()))
+
+    rows = [line.split() for line in invoke("status", "echo", "--decisions").stdout.splitlines()]
+    assert [row[2:] for row in rows[1:]] == [
+        ["echo.Echo", "2", "3", "30", "calls", "wait"],
+        ["echo.Echo", "1", "2", "20", "calls", "wait"],
+    ]
+    found = json.loads(invoke("status", "echo", "--decisions", "--json").stdout)
+    assert [decision["after"] for decision in found["echo.Echo"]] == [3, 2]
+
+
+async def _push(core, key, raw):
+    """As the autoscaler keeps them: the newest first."""
+    await core.link.call("LPUSH", key, raw)

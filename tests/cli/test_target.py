@@ -103,11 +103,28 @@ def test_a_name_of_the_wrong_kind_says_what_it_is(module, name, arguments, says)
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["app", "module:", ":app", ""])
+@pytest.mark.parametrize("path", ["app", "module:", ":app", "", ".app"])
 def test_a_path_without_both_parts_is_explained(path):
     """The form is in the message."""
     with pytest.raises(UsageError, match="write module:name"):
         target.load(path, {})
+
+
+def test_a_path_with_dots_only_is_ray_serves(module):
+    """Ported config files hold both forms."""
+    assert isinstance(target.load(f"{module()}.app", {}), Application)
+
+
+def test_arguments_that_the_model_refuses_are_told_without_a_traceback(module):
+    """They are the caller's, not the code's."""
+    with pytest.raises(UsageError, match=r"(?s)The arguments of '.*:build_typed' are not valid: .*layers"):
+        target.load(f"{module()}:build_typed", {"layers": "many"})
+
+
+def test_arguments_keep_their_types(module):
+    """A file holds numbers and lists, not only text."""
+    name = module(MODULE.replace('args["name"]', 'args["names"][0]'))
+    assert target.load(f"{name}:build", {"names": ["first", 2]}).deployment.name == "first"
 
 
 def test_a_module_that_is_not_there_is_no_error_in_user_code():

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from qserve.controller.plan import Assign, Close, CloseReason, SetStatus, Unassign
+from qserve.controller.actions import Assign, Close, CloseReason, SetStatus, Unassign
 from qserve.spec import ReplicaState
 from tests.controller.world import World, spec
 

@@ -1,12 +1,14 @@
 """Replicas that do not start, die, or lose their node: what is shown, what is tried again, and when it ends."""
 
 from collections import Counter
+from itertools import pairwise
+from math import inf
 
 import pytest
 
-from qserve.controller.plan import Assign, BuryNode, Close, CloseReason, Forget
+from qserve.controller.actions import Assign, BuryNode, Close, CloseReason, Forget
 from qserve.controller.status import idle_failures
-from qserve.spec import ReplicaState
+from qserve.spec import ExitCause, ReplicaState
 from tests.controller.world import World, spec
 
 
@@ -251,7 +253,7 @@ def test_a_lost_nodes_replicas_are_replaced_elsewhere():
     (burial,) = (action for action in actions if isinstance(action, BuryNode))
 
     assert burial.node_id == "n1"
-    assert {a.replica_id for a in burial.assignments} == lost
+    assert {a.replica_id for a in burial.lost} == lost
     assert Counter(a.node_id for a in world.assigned()) == {"n2": 4}
     assert world.info().failures == 0
 
@@ -283,6 +285,33 @@ def test_a_draining_nodes_replicas_are_replaced_while_they_finish():
     assert world.shown()[0] == "RUNNING"
 
 
+@pytest.mark.parametrize("leaves_early", [False, True])
+def test_a_rolling_restart_of_hosts_is_no_illness(leaves_early: bool):  # noqa: FBT001 (a column of the table)
+    """Nobody must be paged because a worker was asked to leave; also when it is gone before its replacements run."""
+    world = deployed("n1", "n2", replicas=2)
+    world.drain("n1")
+    for replica_id, record in world.replicas.items():
+        if record.node_id == "n1":  # it stops its replicas by itself
+            world.change(replica_id, state=ReplicaState.STOPPING)
+    if leaves_early:
+        world.withdraw("n1")
+    for _ in range(6):
+        world.turn()
+        assert world.shown() == ("RUNNING", "HEALTHY", "CONFIG_UPDATE_COMPLETED")
+        world.work()
+    assert sum(world.running().values()) >= 2
+
+
+def test_a_drain_without_another_host_is_an_illness():
+    """Nothing serves any more, and nothing can: that is worth a page, and the message says what is missing."""
+    world = deployed("n1", replicas=1)
+    world.withdraw("n1")
+    world.turn()
+
+    assert world.shown()[:2] == ("UNHEALTHY", "UNHEALTHY")
+    assert "No worker has joined" in world.info().message
+
+
 def test_a_worker_that_joins_late_gets_what_waited():
     """`serve.run` before `qserve worker` is as good as after."""
     world = World()
@@ -304,3 +333,160 @@ def test_records_of_nobodys_replicas_are_forgotten():
 
     assert sorted(action.replica_id for action in world.turn() if isinstance(action, Forget)) == ["ended", "stray"]
     assert world.replicas.keys() == {replica_id}
+
+
+# Refusals, and nodes that do not work
+
+
+def test_a_refused_replica_is_placed_elsewhere():
+    """A worker knows best what it has; it is no failure of the code."""
+    world = World.of("n1", "n2", resources={"num_cpus": 4.0})
+    world.hidden["n1"] = 4.0
+    world.deploy(spec(replicas=2))
+    for _ in range(4):
+        world.turn()
+        world.work()
+    world.turn()
+
+    assert Counter(a.node_id for a in world.assigned()) == {"n2": 2}
+    assert world.shown() == ("RUNNING", "HEALTHY", "CONFIG_UPDATE_COMPLETED")
+
+
+def test_a_refusal_everywhere_is_tried_again_with_pauses():
+    """The reason is the worker's own; what is in the way there may go away, and nobody counts it as a failed start."""
+    world = World.of("n1", resources={"num_cpus": 4.0})
+    world.hidden["n1"] = 4.0
+    world.deploy(spec(replicas=1))
+    tried = []
+    for _ in range(200):
+        tried += [world.now - 1000 for action in world.turn() if isinstance(action, Assign)]
+        world.work()
+        world.now += 1.0
+    gaps = [round(later - before) for before, later in pairwise(tried)]
+
+    assert gaps[:6] == [2, 3, 5, 9, 17, 31]
+    assert set(gaps[6:]) == {31}
+    assert world.shown() == ("DEPLOYING", "UPDATING", "CONFIG_UPDATE_STARTED")
+    assert (world.info().failures, "n1 refused it: no room here" in world.info().message) == (0, True)
+    world.hidden.clear()
+    world.settle()
+    assert world.running() == {"v1": 1}
+
+
+def test_a_node_on_which_a_start_failed_is_avoided():
+    """A host with a broken driver fails each replica that it gets; the others do not."""
+    world = World.of("n1", "n2")
+    world.deploy(spec(replicas=1))
+    world.turn()
+    world.work()
+    (failed,) = world.assignments.values()
+    world.end(failed.replica_id, ReplicaState.FAILED, "no driver", ExitCause.START)
+    for _ in range(5):
+        world.turn()
+        world.work()
+        world.now += 1.0
+
+    (replacement,) = world.assignments.values()
+    assert replacement.node_id != failed.node_id
+
+
+def test_a_node_that_fails_again_is_avoided_longer():
+    """Each try costs the start of a model: an hour later is soon enough to see whether somebody mended the host."""
+    world = World.of("n1")
+    world.deploy(spec(replicas=1, max_constructor_retry_count=100))
+    ends = []
+    for _ in range(9):
+        world.turn()
+        world.work()
+        for replica_id in list(world.assignments):
+            world.end(replica_id, ReplicaState.FAILED, "no driver", ExitCause.START)
+            world.turn()
+            ends.append(world.setbacks["app", "Echo", "n1"].until_s - world.now)
+        world.now += 15.0
+
+    assert ends[:3] == [60, 120, 240]
+    assert max(ends) <= 3600
+
+
+# When nothing happens but time passes
+
+
+def test_a_backoff_says_when_to_look_again():
+    """Nothing will happen in Redis that would wake the leader."""
+    world = deployed(replicas=1)
+    (replica_id,) = world.assignments
+    world.end(replica_id)
+    world.turn()
+
+    assert world.decided().look_again_s == world.now + 0.2
+    world.settle()
+    assert world.decided().look_again_s == inf
+
+
+# Health checks
+
+
+def sick_world(*, during_update: bool) -> World:
+    """A replica of the wanted version has failed its health check."""
+    world = deployed(replicas=2)
+    if during_update:
+        world.deploy(spec(version="v3", replicas=3))
+        for _ in range(2):
+            world.turn()
+            world.work()
+    replica_id = next(
+        a.replica_id for a in world.assignments.values() if a.version == ("v3" if during_update else "v1")
+    )
+    world.sicken(replica_id)
+    world.turn()
+    return world
+
+
+def test_a_failed_health_check_makes_the_deployment_unhealthy_until_it_is_whole():
+    """Only the sick replica is replaced."""
+    world = sick_world(during_update=False)
+    assert world.shown() == ("UNHEALTHY", "UNHEALTHY", "HEALTH_CHECK_FAILED")
+    assert world.info().message == "check_health() did not answer"
+    assert len(world.assignments) == 1
+
+    world.settle()
+    assert world.running() == {"v1": 2}
+    assert world.shown() == ("RUNNING", "HEALTHY", "UNSPECIFIED")
+
+
+def test_a_failed_health_check_of_a_new_version_fails_its_deploy():
+    """Who waits for the deploy hears of it at once; the update goes on, and may mend it."""
+    world = sick_world(during_update=True)
+    assert world.shown() == ("DEPLOY_FAILED", "DEPLOY_FAILED", "HEALTH_CHECK_FAILED")
+    assert world.info().message == "check_health() did not answer"
+
+    world.settle()
+    assert world.running() == {"v3": 3}
+    assert world.shown() == ("RUNNING", "HEALTHY", "UNSPECIFIED")
+
+
+def test_old_replicas_that_die_during_an_update_are_not_held_against_the_new_version():
+    """They were to go anyway."""
+    world = deployed(replicas=2)
+    old = set(world.assignments)
+    world.deploy(spec(version="v3"))
+    world.turn()
+    for replica_id in old:
+        world.end(replica_id)
+    world.turn()
+
+    assert world.info().failures == 0
+    assert world.shown() == ("DEPLOYING", "UPDATING", "CONFIG_UPDATE_STARTED")
+
+
+def test_what_was_leaving_a_lost_node_is_cleared_away_with_it():
+    """Its calls wait for somebody, and its record would be counted for ever."""
+    world = deployed("n1", "n2", replicas=2)
+    leaving = next(a for a in world.assignments.values() if a.node_id == "n1")
+    world.deploy(spec(replicas=1))
+    world.assignments.pop(leaving.replica_id)
+    world.lose("n1")
+    (burial,) = (action for action in world.turn() if isinstance(action, BuryNode))
+
+    assert [lost.replica_id for lost in burial.lost] == [leaving.replica_id]
+    assert leaving.replica_id not in world.replicas

@@ -9,6 +9,7 @@ import pytest
 import qserve as serve
 from qserve.config import AutoscalingConfig
 from qserve.deployment import Application, Deployment
+from qserve.schema import LoggingConfig
 
 NOT_CALLABLE = re.escape("@serve.deployment must be called on a class or function.")
 
@@ -205,7 +206,31 @@ def test_bind_records_the_arguments():
     app = made.bind(1, two=2)
 
     assert isinstance(app, Application)
-    assert (app.deployment, app.init_args, app.init_kwargs) == (made, (1,), {"two": 2})
+    assert (app.init_args, app.init_kwargs) == ((1,), {"two": 2})
+    assert (app.deployment.init_args, app.deployment.init_kwargs) == ((1,), {"two": 2})
+    assert (made.init_args, made.init_kwargs) == ((), {})
+
+
+def test_bound_deployments_are_equal_when_their_arguments_are():
+    """A test of an application's builder compares what it built."""
+    made = serve.deployment(Plain)
+
+    assert made.bind(1).deployment == made.bind(1).deployment
+    assert made.bind(1).deployment != made.bind(2).deployment
+    assert made.bind().deployment == made
+    assert made.bind(1).deployment.options(num_replicas=2).init_args == (1,)
+
+
+@pytest.mark.parametrize("given", [{"log_level": "DEBUG"}, LoggingConfig(log_level="DEBUG")], ids=["dict", "model"])
+def test_logging_is_set_by_the_decorator_or_afterwards(given: Any):
+    """Ray Serve takes a dict or its model, and so do we; what was not said is left out."""
+    said = serve.deployment(logging_config=given)(Plain)
+    made = serve.deployment(Plain)
+    assert made.logging_config is None
+    made.set_logging_config(given)
+
+    assert said.logging_config == made.logging_config == {"log_level": "DEBUG"}
+    assert said == made
 
 
 def test_a_function_takes_no_arguments_at_bind():

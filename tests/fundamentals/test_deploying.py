@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from qserve.exceptions import RayServeException
 from qserve.handle import DeploymentHandle
 from qserve.spec import ApplicationStatus
 from tests.fundamentals.apps import Gate
+from tests.support.cluster import ROOT, eventually
 
 
 @serve.deployment
@@ -251,6 +256,92 @@ def test_a_deployment_itself_cannot_be_called_or_constructed(cluster):
     """`Model()` in an old script gets an explanation."""
     with pytest.raises(RuntimeError, match=r"cannot be called or constructed directly.*Model.bind"):
         Model()
+
+
+def test_several_applications_are_deployed_together(cluster):
+    """In one step: they start beside each other, and all of them run when it returns."""
+    one, two = serve.run_many(
+        [serve.RunTarget(Model.bind(1), name="one"), serve.RunTarget(Model.bind(2), "two", "/two")]
+    )
+
+    assert [one.remote().result(timeout_s=5), two.remote().result(timeout_s=5)] == [1, 2]
+    with pytest.raises(RayServeException, match="Application names must be unique"):
+        serve.run_many([serve.RunTarget(Model.bind()), serve.RunTarget(Model.bind())])
+
+
+def test_a_route_that_another_application_has_is_refused(cluster):
+    """Requests would go to either. Who names no route gets "/" if it is free, and none if not."""
+    serve.run_many(
+        [serve.RunTarget(Model.bind(), name="first", route_prefix="/mine"), serve.RunTarget(Model.bind(), "a")]
+    )
+    with pytest.raises(RayServeException, match='Prefix /mine is being used by application "first"'):
+        serve.run(Model.bind(), name="second", route_prefix="/mine")
+    serve.run(Model.bind(), name="b")
+    serve.run(Model.bind(), name="first", route_prefix="/mine")
+
+    routes = {app.name: app.route_prefix for app in serve.api.wanted()}
+    assert (routes["first"], list(routes.values()).count("/"), routes["b"]) == ("/mine", 1, None)
+    assert "second" not in routes
+
+
+def test_arguments_of_ray_serves_are_accepted(cluster):
+    """A ported script begins with `serve.start(...)`, and says how it logs."""
+    serve.start(proxy_location="EveryNode", http_options={"port": 80})
+    handle = serve.run(
+        Model.bind(9), name="ported", logging_config={"log_level": "DEBUG"}, external_scaler_enabled=False
+    )
+
+    assert handle.remote().result(timeout_s=5) == 9
+    assert serve.api.wanted("ported")[0].deployments[0].config.logging_config == {"log_level": "DEBUG"}
+
+
+def test_local_testing_mode_says_what_there_is_instead(cluster):
+    """The embedded cluster starts in a second; a test of it tests what runs in production."""
+    with pytest.raises(RayServeException, match=r"There is no local testing mode.*a whole cluster on this host"):
+        serve.run(Model.bind(), _local_testing_mode=True)
+
+
+def test_blocking_stays_until_ctrl_c(cluster):
+    """As a service's last line; KeyboardInterrupt reaches the script, which may clean up."""
+    script = (
+        "import qserve as serve\n"
+        "from tests.fundamentals.test_deploying import Model\n"
+        "try:\n"
+        "    serve.run(Model.bind(), blocking=True, name='blocking')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('cleaned up')\n"
+    )
+    env = {**cluster.settings.child_env(), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
+    eventually(lambda: _is_running("blocking"))
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+
+    assert process.communicate(timeout=10)[0] == "cleaned up\n"
+
+
+def _is_running(app: str) -> bool:
+    info = serve.status().applications.get(app)
+    return info is not None and info.status == "RUNNING"
+
+
+def test_a_deploy_that_somebody_else_replaces_says_so(gate):
+    """Else it would wait for its own version until the timeout, and blame the model."""
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: serve.run(Hesitant.bind(gate, "replaced"), name="contested"))
+        eventually(lambda: gate.waiting.remote("replaced").result(timeout_s=5) == 1)
+        serve.run(Model.bind(), name="contested")
+        with pytest.raises(DeployFailed, match="contested was deployed again by somebody else"):
+            waiting.result(timeout=10)
+    gate.open.remote("replaced")
+
+
+async def test_shutdown_has_an_async_form(cluster):
+    """For the shutdown function of a web framework."""
+    serve.run(Model.bind(), name="short")
+    await serve.shutdown_async()
+
+    assert serve.status().applications == {}
 
 
 def test_shutdown_takes_all_applications_down(gate):

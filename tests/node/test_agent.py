@@ -13,7 +13,7 @@ from qserve.errors import TransportError
 from qserve.node.agent import Agent
 from qserve.node.child import Child
 from qserve.node.resources import describe, offered
-from qserve.spec import Assignment, DeploymentSpec, ReplicaState
+from qserve.spec import Assignment, DeploymentSpec, ExitCause, ReplicaState
 from qserve.store.state import Change
 from tests.store.until import until
 
@@ -50,7 +50,7 @@ async def test_a_state_that_was_lost_on_its_way_is_shown_with_the_next_heartbeat
 async def test_a_failure_that_could_not_be_told_is_told_later(agent, assignment, server):
     """Otherwise the leader waits for ever for a replica that its worker has given up."""
     with pytest.raises(TransportError):
-        await cut_off(server, agent, agent._show_failure(assignment, "no such code"))
+        await cut_off(server, agent, agent._show_failure(assignment, ExitCause.START, "no such code"))
     change = Change(agent.state.keys.assignments(assignment.node_id), assignment.replica_id, assignment.to_json())
     await agent.state.write([change], "")
 
@@ -60,8 +60,10 @@ async def test_a_failure_that_could_not_be_told_is_told_later(agent, assignment,
 
 
 async def test_a_replica_that_has_ended_is_not_shown_as_leaving(agent, assignment):
-    """The leader may take a failed replica back while its books are closed: a record after its last keeps the
-    application in DELETING for ever."""
+    """The leader may take a failed replica back while its books are closed.
+
+    A record after its last keeps the application in DELETING for ever.
+    """
     child = child_of(agent, assignment)
     child.state = ReplicaState.FAILED
     child.has_ended = True
@@ -71,6 +73,16 @@ async def test_a_replica_that_has_ended_is_not_shown_as_leaving(agent, assignmen
 
     assert child.state is ReplicaState.FAILED
     assert await shown(agent) == {}
+
+
+async def test_a_replica_that_leaves_is_checked_no_more(agent, assignment):
+    """It may be busy with its last calls, and is not sick for that."""
+    child = child_of(agent, assignment)
+    child._started(ReplicaState.RUNNING, "")
+    assert child._health._timer is not None
+
+    child.drain(5.0)
+    assert child._health._timer is None
 
 
 async def test_a_worker_that_leaves_starts_nothing_more(agent, assignment):
@@ -106,7 +118,14 @@ async def test_a_replica_that_is_drained_before_it_is_a_process_ends_all_the_sam
 def child_of(agent: Agent, assignment: Assignment, on_exit=None) -> Child:
     """A replica that has not been started."""
     spec = DeploymentSpec(app="app", name="Echo", version="1", config=DeploymentConfig(), python="3.11", replicas=1)
-    return Child(assignment, spec, on_state=agent._show, on_exit=on_exit or agent._after)
+    return Child(
+        assignment,
+        spec,
+        on_change=agent._changed,
+        on_exit=on_exit or agent._after,
+        on_line=agent._output.line,
+        kills=agent._kills,
+    )
 
 
 async def shown(agent: Agent) -> dict[str, ReplicaState]:

@@ -3,74 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from qserve.client.handle import DeploymentHandle
-from qserve.config import DeploymentConfig
-from qserve.context import current_call
 from qserve.errors import MethodNotFound
 from qserve.replica import serve as replica
-from qserve.replica.load import Servable
-from qserve.replica.serve import Server
-from qserve.spec import Assignment
+from tests.replica.room import Work, handle
 from tests.store.until import until
-
-
-class Work:
-    """Counts how many calls are at work."""
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.now = self.most = 0
-        self.attempts: set[int] = set()
-
-    async def hold(self, _value: object = None) -> None:
-        """Work until the gate is open."""
-        self.now += 1
-        self.most = max(self.most, self.now)
-        context = current_call.get()
-        assert context is not None
-        self.attempts.add(context.attempt)
-        await self.gate.wait()
-        self.now -= 1
-
-    async def echo(self, value: Any) -> Any:
-        return value
-
-
-class Room:
-    """Servers in this process, each of one deployment; their calls come over Redis like any others."""
-
-    def __init__(self, settings) -> None:
-        self._settings = settings
-        self._running: list[tuple[Server, asyncio.Task[None]]] = []
-
-    async def start(self, name: str, target: Any, *, slots: int = 1, number: int = 1) -> Server:
-        """One more replica."""
-        assignment = Assignment(replica_id=f"app-{name}-{number}", node_id="n", app="app", deployment=name, version="1")
-        config = DeploymentConfig(max_ongoing_requests=slots)
-        server = Server(self._settings, assignment, config, Servable(target, is_function=False))
-        await server.connect()
-        self._running.append((server, asyncio.create_task(server.run())))
-        return server
-
-    async def close(self) -> None:
-        """Drain all."""
-        for server, running in self._running:
-            if not server._draining:
-                await server.drain(0.1)
-            await asyncio.wait([running], timeout=5)
-
-
-@pytest.fixture
-async def room(settings) -> AsyncIterator[Room]:
-    """No servers yet."""
-    made = Room(settings)
-    yield made
-    await made.close()
 
 
 class Source:
@@ -162,8 +101,3 @@ async def test_parked_calls_of_a_replica_that_drains_run_elsewhere_uncharged(roo
     await asyncio.wait_for(asyncio.gather(*waiting), 10)
 
     assert other.attempts == {1}
-
-
-def handle(name: str) -> DeploymentHandle[Any]:
-    """A caller's handle of a deployment in the room."""
-    return DeploymentHandle(name, "app")

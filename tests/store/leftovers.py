@@ -10,7 +10,7 @@ import redis
 from qserve.wire.keys import GROUP, ROOT
 
 # One of each for a namespace or a deployment, however many calls there were.
-_SINGLE = frozenset({"apps", "generation", "nodes", "replicas", "seal", "statuses", "term"})
+_SINGLE = frozenset({"apps", "generation", "history", "nodes", "replicas", "seal", "statuses", "term"})
 
 
 def survey(server: redis.Redis, namespace: str) -> dict[str, int]:
@@ -19,6 +19,7 @@ def survey(server: redis.Redis, namespace: str) -> dict[str, int]:
     waiting, pending    entries of the queues
     consumers           replicas known to the queues' groups
     records             calls without a reply; each must name an entry that is there
+    delayed             calls that are not due yet, each with its envelope and its record
     replies             calls with one; each must have a time to live
     leases, node_leases, leader    must have a time to live
     dead, quarantined   entries of these streams
@@ -33,6 +34,10 @@ def survey(server: redis.Redis, namespace: str) -> dict[str, int]:
             consumers |= _consumers(server, name)
         elif kind == "call":
             _count_record(server, name, found)
+        elif kind == "delayed":
+            found[kind] += _count_delayed(server, name)
+        elif kind == "envelopes":
+            assert _sync(server.hlen(name)) == _sync(server.zcard(name.replace("envelopes", "delayed")))
         elif kind in ("lease", "node-lease", "leader"):
             assert server.pttl(name) > 0, f"{name} never lapses"
             found[{"lease": "leases", "node-lease": "node_leases"}.get(kind, kind)] += 1
@@ -77,12 +82,27 @@ def _count_record(server: redis.Redis, name: str, found: Counter[str]) -> None:
         assert server.pttl(name) > 0, f"the reply {name} is never removed"
         found["replies"] += 1
         return
-    queue = name.partition("}:")[0] + ("}:front" if record[1:2] == b"f" else "}:calls")
+    base = name.partition("}:")[0]
+    if record[1:2] == b"d":
+        call_id = bytes.fromhex(name.rpartition(":")[2])
+        assert _sync(server.zscore(f"{base}}}:delayed", call_id)), f"{name} is not delayed: its caller waits for ever"
+        return
+    queue = base + ("}:front" if record[1:2] == b"f" else "}:calls")
     entry = record[2:].partition(b"|")[0].decode()
     assert server.xrange(queue, entry, entry), (
         f"{name} names entry {entry}, which is not there: its caller waits for ever"
     )
     found["records"] += 1
+
+
+def _count_delayed(server: redis.Redis, name: str) -> int:
+    """Calls that are not due yet, each with an envelope and a record that says so."""
+    base = name.removesuffix("delayed")
+    ids: list[bytes] = _sync(server.zrange(name, 0, -1))
+    for call_id in ids:
+        assert _sync(server.hexists(f"{base}envelopes", call_id)), f"{call_id!r} has no envelope"
+        assert _sync(server.get(f"{base}call:{call_id.hex()}"))[:2] == b"Qd", f"{call_id!r} has no record"
+    return len(ids)
 
 
 def _sync(reply: Any) -> Any:

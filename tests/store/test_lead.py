@@ -159,6 +159,23 @@ async def test_losing_the_leadership_shows_at_the_next_renewal(candidate, server
 
 
 @pytest.mark.leaves(leader=1)
+async def test_a_leader_whose_write_was_refused_stands_by_at_once(candidate, server, cluster_keys):
+    """It need not wait for its lease to run out to know that it leads no more; its next renewal may win a new reign."""
+    old, new = candidate("a"), candidate("b")
+    await old.renew()
+    server.delete(cluster_keys.leader)
+    await new.renew()
+
+    old.lose()
+
+    assert not old.held
+    assert not await old.renew()
+    await new.resign()
+    assert await old.renew()
+    assert old.term == 3
+
+
+@pytest.mark.leaves(leader=1)
 async def test_a_server_without_memory_keeps_its_leader(candidate, full):
     """Losing the leader on top would end every replica just when their work would free memory."""
     leader = candidate("a")

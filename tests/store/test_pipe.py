@@ -134,10 +134,10 @@ async def test_messages_do_not_disturb_replies(settings, pipe):
 async def test_a_server_that_lost_its_scripts_is_sent_the_source(pipe, server, keys):
     """A restart, a failover or a SCRIPT FLUSH forgets them all; nobody may notice."""
     server.script_flush()
-    assert await pipe.script(scripts.RETIRE, [keys.calls, keys.front]) == 1
+    assert await pipe.script(scripts.RETIRE, queue_of(keys)) == 1
     server.script_flush()
 
-    together = [pipe.script(scripts.RETIRE, [keys.calls, keys.front]) for _ in range(5)]
+    together = [pipe.script(scripts.RETIRE, queue_of(keys)) for _ in range(5)]
     assert await asyncio.gather(*together, pipe.call("ECHO", "after")) == [1] * 5 + [b"after"]
 
 
@@ -146,7 +146,7 @@ async def test_a_script_s_error_is_the_server_s(pipe, keys, server):
     server.set(keys.calls, "junk")
 
     with pytest.raises(BrokerRefused, match="WRONGTYPE"):
-        await pipe.script(scripts.RETIRE, [keys.calls, keys.front])
+        await pipe.script(scripts.RETIRE, queue_of(keys))
     server.delete(keys.calls)
 
 
@@ -344,3 +344,8 @@ async def slow_server(*, takes_all: bool) -> AsyncIterator[Endpoint]:
 async def open_pipe(endpoint, *, on_lost=None, **options):
     """A connection; nobody minds its end."""
     return await Pipe.open(endpoint, name="test", on_lost=on_lost or (lambda error: None), **options)
+
+
+def queue_of(keys):
+    """The keys of a deployment's queue, as retire.lua takes them."""
+    return [keys.calls, keys.front, keys.delayed, keys.asleep]

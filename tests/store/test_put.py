@@ -127,3 +127,61 @@ async def test_the_largest_batch_fits_into_one_script(queue):
 async def everything(queue):
     """The rows of the queue, given out or not."""
     return await queue.link.call("XRANGE", queue.keys.calls, "-", "+")
+
+
+# A deployment that is asleep
+
+
+@pytest.mark.leaves(waiting=2, records=2)
+@pytest.mark.parametrize("limit", [-1, 10])
+async def test_a_call_to_a_deployment_that_is_asleep_wakes_it(queue, server, limit):
+    """Scale to zero is worth having because nobody looks: the call itself brings the queue back, and says so."""
+    told = server.pubsub()
+    told.subscribe("somewhere")
+    assert told.get_message(timeout=1)["type"] == "subscribe"
+    assert await calls.fall_asleep(queue.link, queue.keys, "somewhere", "wake app.Echo")
+
+    assert await queue.put(1, 2, limit=limit) == [2, 0 if limit < 0 else 2]
+
+    assert told.get_message(timeout=1)["data"] == b"wake app.Echo"
+    assert told.get_message() is None
+    assert await queue.lengths() == (2, 0)
+    assert not server.exists(queue.keys.asleep)
+    told.close()
+
+
+@pytest.mark.leaves(waiting=3, records=3)
+async def test_a_burst_wakes_a_deployment_once(queue, server):
+    """Each client's batch is a script of its own; the second finds it awake."""
+    told = server.pubsub()
+    told.subscribe("somewhere")
+    told.get_message(timeout=1)
+    await calls.fall_asleep(queue.link, queue.keys, "somewhere", "wake app.Echo")
+
+    await queue.put(1)
+    await queue.put(2, 3)
+
+    assert told.get_message(timeout=1)["data"] == b"wake app.Echo"
+    assert told.get_message() is None
+    told.close()
+
+
+@pytest.mark.leaves(asleep=1)
+async def test_a_server_without_memory_wakes_nobody(queue, full):
+    """The call is refused as on any full server; it must not count as a deployment that is gone."""
+    await calls.fall_asleep(queue.link, queue.keys, "somewhere", "wake app.Echo")
+
+    with full(), pytest.raises(AssertionError, match=r"^OOM"):
+        await queue.put(1)
+
+
+@pytest.mark.leaves(waiting=2, records=2)
+async def test_sleeping_costs_calls_to_those_that_are_awake_no_command(queue, server):
+    """The hot path: a put is the script, an XADD for each call and one MSETNX, as it was before there was sleep."""
+    await queue.put(1)
+    server.config_resetstat()
+    await queue.put(2)
+
+    counted = {name: stat["calls"] for name, stat in server.info("commandstats").items()}
+    counted.pop("cmdstat_config|resetstat", None)
+    assert counted == {"cmdstat_evalsha": 1, "cmdstat_xadd": 1, "cmdstat_msetnx": 1}

@@ -12,7 +12,7 @@ from qserve.store import scripts
 from qserve.store.scripts import Script
 from qserve.wire.keys import GROUP
 
-QUEUE, FRONT, RECORDS = "queue", "front", ("record-1", "record-2")
+QUEUE, FRONT, DELAYED, ASLEEP, RECORDS = "queue", "front", "delayed", "asleep", ("record-1", "record-2")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run(fake: fakeredis.FakeRedis, script: Script, keys: list[str], *arguments: 
 
 def test_put_sent_twice_adds_each_call_once(fake):
     """A client that lost the confirmation sends again: the calls must not run twice."""
-    keys = [QUEUE, FRONT, *RECORDS]
+    keys = [QUEUE, FRONT, ASLEEP, *RECORDS]
 
     first = run(fake, scripts.PUT, keys, GROUP, -1, "envelope-1", "envelope-2")
     second = run(fake, scripts.PUT, keys, GROUP, -1, "envelope-1", "envelope-2")
@@ -42,7 +42,7 @@ def test_put_sent_twice_adds_each_call_once(fake):
 
 def test_put_refuses_when_the_deployment_is_gone(fake):
     """Without its stream a deployment is deleted: a call put there would wait for ever."""
-    assert run(fake, scripts.PUT, ["elsewhere", FRONT, "record-1"], GROUP, -1, "envelope") == [0, -1]
+    assert run(fake, scripts.PUT, ["elsewhere", FRONT, ASLEEP, "record-1"], GROUP, -1, "envelope") == [0, -1]
     assert not fake.exists("elsewhere", "record-1")
 
 
@@ -77,9 +77,9 @@ def test_a_deposed_leader_writes_nothing(fake):
 
 def test_retire_keeps_a_queue_that_holds_calls(fake):
     """A deleted deployment's last calls are answered before their queue goes."""
-    run(fake, scripts.PUT, [QUEUE, FRONT, "record-1"], GROUP, -1, "envelope")
+    run(fake, scripts.PUT, [QUEUE, FRONT, ASLEEP, "record-1"], GROUP, -1, "envelope")
 
-    assert run(fake, scripts.RETIRE, [QUEUE, FRONT]) == 0
+    assert run(fake, scripts.RETIRE, [QUEUE, FRONT, DELAYED, ASLEEP]) == 0
     fake.xtrim(QUEUE, maxlen=0)
-    assert run(fake, scripts.RETIRE, [QUEUE, FRONT]) == 1
+    assert run(fake, scripts.RETIRE, [QUEUE, FRONT, DELAYED, ASLEEP]) == 1
     assert not fake.exists(QUEUE, FRONT)

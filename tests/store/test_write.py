@@ -62,6 +62,21 @@ async def test_every_write_is_told(state, link, settings):
     await ear.close()
 
 
+async def test_a_write_tells_all_that_it_changes_each_once(state, link):
+    """A turn of the leader is one write: every worker that has something to do hears of it."""
+    heard: list[bytes] = []
+    ear = Ear(link.endpoint, state.keys.events, heard.append)
+    await ear.open()
+
+    await state.write([Change(state.keys.nodes, "n1", b"one")], ["assign n1", "assign n2", "assign n1", "status shop"])
+    await state.write([Change(state.keys.nodes, "n1", None)], [])
+    await ear.heard()
+
+    assert heard == [b"assign n1", b"assign n2", b"status shop"]
+    assert (await state.pulse([]))[0] == 2
+    await ear.close()
+
+
 @pytest.mark.leaves(leader=1)
 async def test_the_leader_writes_under_its_term(state, leader):
     """Its holder names both the controller and the reign."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, assert_type
 
 import qserve as serve
@@ -42,6 +43,9 @@ def any_attribute_is_a_handle_of_a_method(handle: DeploymentHandle[Any]) -> None
 def options_keep_the_type(handle: DeploymentHandle[int]) -> None:
     assert_type(handle.options(method_name="say_hi"), DeploymentHandle[int])
     assert_type(handle.options(request_serialization="json"), DeploymentHandle[int])
+    assert_type(handle.options(delay_s=1.5), DeploymentHandle[int])
+    assert_type(handle.options(at=datetime.now(UTC)).say_hi.remote(1), DeploymentResponse[Any])
+    handle.options(at="noon")  # type: ignore[arg-type]  # a moment is a datetime, or seconds of the epoch
     handle.options(method="say_hi")  # type: ignore[call-arg]  # a misspelt option is found before it runs
     handle.options(method_name=1)  # type: ignore[arg-type]  # and a wrong value as well
 

@@ -1,0 +1,1 @@
+"""How applications are put up, changed and taken down: what a deploy would do, doing it, and waiting for it."""

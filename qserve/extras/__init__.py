@@ -1,0 +1,1 @@
+"""What needs optional packages. Each module here says, when it is imported without its package, how to install it."""
