@@ -41,6 +41,8 @@ MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
 # One line between a worker and its replica: the spec, with the user_config in it, or a traceback.
 MAX_CONTROL_BYTES = 16 * 1024 * 1024
 MAX_IN_FLIGHT = 10_000
+# Lines that a worker keeps of each deployment's replicas, for `qserve logs`.
+KEEP_LINES = 1000
 MIN_SECRET_BYTES = 16
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 # The name of the variable that holds the key; for files that tell others where to write it.

@@ -9,11 +9,10 @@ import click
 from click.core import ParameterSource
 
 from qserve.api import DEFAULT_APP
-from qserve.cli.fixed import load as load_fixed
 from qserve.cli.options import Command, heartbeat_option, use_cluster, use_settings
 from qserve.cli.stopping import Stopped, stoppable
+from qserve.config import KEEP_LINES
 from qserve.errors import BrokerUnavailable
-from qserve.node.output import KEEP_LINES
 from qserve.spec import NodeRecord
 from qserve.store.embedded import EmbeddedBroker, shared_folder
 
@@ -78,6 +77,7 @@ def worker(
     such workers add up. TERM leaves the application deployed, and its calls wait; `qserve delete` ends the workers.
     Each worker keeps the code that it started with: to bring in new code, restart them one after the other.
     """
+    from qserve.cli.fixed import load as load_fixed
     from qserve.node.door import run_worker
 
     settings = use_cluster(log_level="INFO")

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from qserve import loops
 from qserve.cli.options import Command, use_cluster
@@ -123,6 +122,8 @@ def _text_maker(*, timestamps: bool) -> Callable[[LogLine], str]:
     """What makes a line for people: plain into a file or a pipe, with colours on a terminal unless it has none."""
     if not sys.stdout.isatty():
         return partial(_as_text, timestamps=timestamps)
+    from rich.console import Console
+
     return partial(_as_terminal_text, timestamps=timestamps, has_colours=not Console().no_color)
 
 

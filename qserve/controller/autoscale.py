@@ -165,8 +165,8 @@ def _by_queue(ctx: AutoscalingContext) -> Verdict:
     target, now = ctx.target_num_replicas, ctx.current_time
     wanted = scaled(ctx.current_num_replicas, _desired(ctx), ctx.config)
     woke_at = now if target == 0 else memory.get("woke_at")
-    is_waking = ctx.current_num_replicas == 0 and woke_at is not None and now - woke_at <= _BURST_S
-    at_once, why = _from_zero(ctx) if is_waking else _at_once(ctx)
+    is_starting = ctx.current_num_replicas == 0 and woke_at is not None and now - woke_at <= _BURST_S
+    at_once, why = _from_zero(ctx) if target == 0 or is_starting else _at_once(ctx)
     over_since = memory.get("over_since") or now
     over_since = over_since if wanted > target else None
     need = max(at_once, _ceil(_desired(ctx)))

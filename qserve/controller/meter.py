@@ -19,6 +19,8 @@ WAITING = "waiting"
 
 # Over how long arrivals are counted for the present rate: the noise of a few calls, against noticing a rush late.
 RATE_S = 10.0
+# Calls of one burst are no pace: what came in a shorter time is taken as if it had come in this.
+_BURST_S = 5.0
 # How long a measured service time is remembered while the deployment works.
 _MEMORY_S = 120.0
 # Looks further apart than this say too little about what happened between them.
@@ -80,11 +82,16 @@ class Meter:
 
     @property
     def service_time_s(self) -> float | None:
-        """Mean time that a call holds a slot: time in slots, by calls finished. None before any call ran.
+        """Mean time that a call holds a slot: time in slots, by calls. None before any call ran.
 
-        One more is counted than have finished: those that run say how long it takes at least.
+        Those that run count as if they were done, the less the more have finished: while none has, it is how long they
+        take at least.
         """
-        return self._busy_s / (self._done + 1) if self._busy_s else None
+        if not self._busy_s:
+            return None
+        running = self.samples[-1].running
+        unfinished = running * running / (running + self._done) if running else 0.0
+        return self._busy_s / max(1.0, self._done + unfinished)
 
     @property
     def arrival_rate(self) -> float:
@@ -98,7 +105,7 @@ class Meter:
             first = counted[-2]
         assert last.arrived is not None
         assert first.arrived is not None
-        return max(0, last.arrived - first.arrived) / max(1.0, last.at_s - first.at_s)
+        return max(0, last.arrived - first.arrived) / max(_BURST_S, last.at_s - first.at_s)
 
     def tell(self, ctx: AutoscalingContext) -> AutoscalingContext:
         """The context with all that was measured, up to the last look. `add` one first."""

@@ -129,6 +129,7 @@ class Scaler:
 
 async def _look_at(pipe: Pipe, watched: Watched) -> Found:
     """What there is to do: a glance where that is enough, all of it where it is not."""
+    watched.begin_look()
     try:
         if watched.is_asleep:
             watched.is_asleep = await calls.is_asleep(pipe, watched.keys)

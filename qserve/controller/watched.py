@@ -45,6 +45,7 @@ class Watched:
         self._has_replicas = False
         self._starting: dict[str, float] = {}
         self._glances = _GLANCES
+        self._was_woken = False
         self._written: ScalingRecord | None = None
         self._written_at_s = 0.0
         self._decisions: list[Decision] = []
@@ -100,12 +101,17 @@ class Watched:
         self._serving = tuple(sorted(serving))
 
     def wake(self) -> None:
-        """Something has happened: look at all of it, now."""
+        """Something has happened: look at all of it, now; and once more if a look is on its way."""
         self.is_asleep = False
         self._glances = _GLANCES
         self.looks_at_s = 0.0
+        self._was_woken = True
 
     # Looking
+
+    def begin_look(self) -> None:
+        """A look is on its way: what happens from now on it may not show."""
+        self._was_woken = False
 
     @property
     def may_glance(self) -> bool:
@@ -146,7 +152,7 @@ class Watched:
     def _look_again(self, now: float, *, idle: bool) -> None:
         """On a grid, so that many deployments are looked at in one round trip."""
         every_s = look_every_s(self.config, idle=idle)
-        self.looks_at_s = (floor(now / every_s) + 1) * every_s
+        self.looks_at_s = 0.0 if self._was_woken else (floor(now / every_s) + 1) * every_s
 
     # Deciding
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qserve.deploying.edits import Edit, earlier
 from qserve.deploying.preview import Step, preview
 from qserve.deploying.targets import Built
-from qserve.errors import QserveError, RefusedError
+from qserve.errors import QserveError, RefusedError, UsageError
 from qserve.graph import FlatApp, is_restart, same_code
 from qserve.spec import AppSpec
 from qserve.store.history import Read, Wish
@@ -117,6 +117,11 @@ async def _change(
     for _ in range(_ATTEMPTS):
         before = await state.history.present(app)
         old = before.spec or await state.app(app)  # which raises, and says what is there or what is wrong
+        if old.fixed:
+            raise UsageError(
+                f"The workers host application {app!r} by themselves, each as it was started: start them again with "
+                "other options, `qserve worker MODULE:APP --replicas DEPLOYMENT=N`."
+            )
         new = (await make(old)).model_copy(update={"deploy_id": deploy_id})
         wish = Wish(before, new, is_new=is_deploy and not _is_same(old, new))
         plan = Plan({app: wish}, await _code_of(state, old, new), tuple(preview(app, old, new)))

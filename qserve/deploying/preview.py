@@ -45,7 +45,8 @@ def preview(name: str, before: AppSpec | None, after: AppSpec | None) -> list[St
     new = {} if after is None else {spec.name: spec for spec in after.deployments}
     steps = [_step(old.get(spec.name), spec) for spec in new.values()]
     steps += [
-        Step(f"{name}.{gone}", Verb.DELETE, "not in the application any more") for gone in old.keys() - new.keys()
+        Step(f"{name}.{gone}", Verb.DELETE, "not in the application any more")
+        for gone in sorted(old.keys() - new.keys())
     ]
     if after is None:
         return [Step(step.path, step.verb, "its application goes") for step in steps]

@@ -8,12 +8,12 @@ from collections.abc import Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from qserve.config import HEARTBEAT_S, Settings
+from qserve.config import HEARTBEAT_S, KEEP_LINES, Settings
 from qserve.errors import QserveError, SignatureError, TransportError
 from qserve.node.accounting import Books
 from qserve.node.child import Child
 from qserve.node.exits import MemoryKills
-from qserve.node.output import KEEP_LINES, BoundedWriter, Output
+from qserve.node.output import BoundedWriter, Output
 from qserve.node.resources import gpu_ids, rss_bytes
 from qserve.spec import Assignment, DeploymentSpec, ExitCause, NodeRecord, ReplicaRecord, ReplicaState
 from qserve.store import replies
@@ -262,7 +262,7 @@ class Agent:
         self._woken.set()
 
     async def _close_books(self, child: Child, reclaimer: Reclaimer) -> None:
-        cause = child.message.split("\n")[0]
+        cause = child.message.split("\n")[0].partition(" Its last output:")[0].rstrip(".")
         held = await reclaimer.all_of(child.assignment.replica_id, cause, charge=not child.was_asked)
         if child.was_asked:
             await self.state.forget(child.assignment.replica_id)

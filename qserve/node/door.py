@@ -7,11 +7,11 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from qserve.config import Settings
+from qserve.config import KEEP_LINES, Settings
 from qserve.doors import keep_running, run_door
 from qserve.node.agent import Agent
 from qserve.node.fixed import FixedApp, FixedHost
-from qserve.node.output import KEEP_LINES, LAST_WRITE_S, BoundedWriter
+from qserve.node.output import LAST_WRITE_S, BoundedWriter
 from qserve.spec import NodeRecord
 
 

@@ -19,7 +19,6 @@ from qserve.store.state import ClusterState
 
 logger = logging.getLogger("qserve.worker")
 
-KEEP_LINES = 1000
 # One write to Redis in this time, of so much at the most: a chatty replica costs the server no more than that.
 _EVERY_S = 0.2
 _BATCH_LINES = 400

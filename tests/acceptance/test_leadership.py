@@ -57,8 +57,8 @@ class Autoscalers:
 
     def assigned(self) -> dict[str, int]:
         """How many replicas each worker is told to run."""
-        nodes = [node.decode() for node in self._server.hkeys(self._keys.nodes)]
-        return {node: int(self._server.hlen(self._keys.assignments(node))) for node in nodes}  # type: ignore[arg-type]  # the same
+        names = [name.decode() for name in self._server.scan_iter(self._keys.assignments("*"))]
+        return {name: int(str(self._server.hlen(name))) for name in names}
 
     def commands_of(self, process: subprocess.Popen[bytes]) -> int:
         """How many commands a process has sent since it connected."""
@@ -89,7 +89,7 @@ def at_most(autoscalers: Autoscalers, per_worker: int) -> Iterator[None]:
                 for worker in autoscalers.cluster.workers
             ]
             told = autoscalers.assigned()
-            if max(hosted) > per_worker or max(told.values()) > per_worker:
+            if max(hosted) > per_worker or max(told.values(), default=0) > per_worker:
                 over.append((hosted, told))
 
     looking = threading.Thread(target=look)

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -82,13 +83,14 @@ async def test_a_leader_whose_reign_ended_in_mid_turn_changes_nothing(leader, se
 async def test_what_could_not_be_written_is_done_in_the_next_turn(leader, monkeypatch):
     """Redis was away for the moment of the write: nothing else will happen that would bring it up again."""
     await leader.state.deploy(app(), {})
-    write, refused = leader.state.write, []
+    write, refused = leader.state.write, asyncio.Event()
 
-    async def refuse_once(*arguments: object, **named: object) -> bool:
-        if not refused:
-            refused.append(1)
+    async def refuse_once(*arguments: Any, **named: Any) -> bool:
+        if not refused.is_set():
+            refused.set()
             raise BrokerUnavailable("away")
-        return await write(*arguments, **named)  # type: ignore[arg-type]  # as it was called
+        written: bool = await write(*arguments, **named)
+        return written
 
     monkeypatch.setattr(leader.state, "write", refuse_once)
     running = asyncio.create_task(leader.run())
@@ -173,8 +175,8 @@ async def test_a_refusal_is_tried_elsewhere_and_held_against_nobody(leader):
     await leader.state.deploy(app(replicas=1), {})
     await leader.turn()
     [refused] = (await leader.state.snapshot()).assignments.values()
-    fields = {"state": ReplicaState.FAILED, "cause": ExitCause.REFUSED, "message": "no room"}
-    await leader.state.record(ReplicaRecord(**refused.model_dump(), **fields))
+    record = ReplicaRecord(**refused.model_dump(), state=ReplicaState.FAILED, cause=ExitCause.REFUSED, message="full")
+    await leader.state.record(record)
     await leader.turn()
 
     seen = await leader.state.snapshot()

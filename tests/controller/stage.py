@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qserve.config import DeploymentConfig
+from qserve.config import AutoscalingConfig, DeploymentConfig
 from qserve.controller.scaler import Scaled, Scaler
 from qserve.spec import AppSpec, Assignment, Decision, DeploymentSpec, ReplicaRecord, ReplicaState, ScalingRecord
 from qserve.store.calls import open_queue
@@ -18,7 +18,9 @@ from tests.store.queue import Queue
 
 def spec(name: str = "Echo", app: str = "app", *, paused: bool = False, **scaling: Any) -> DeploymentSpec:
     """An autoscaled deployment."""
-    config = DeploymentConfig(autoscaling_config={"min_replicas": 1, "max_replicas": 20} | scaling)
+    config = DeploymentConfig(
+        autoscaling_config=AutoscalingConfig(**({"min_replicas": 1, "max_replicas": 20} | scaling))
+    )
     begins = config.first_replicas
     return DeploymentSpec(
         app=app, name=name, version="v1", config=config, python="3.11.7", replicas=begins, paused=paused

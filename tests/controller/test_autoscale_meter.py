@@ -60,7 +60,14 @@ def test_calls_that_run_and_do_not_finish_are_slow():
     """Five calls for ten seconds and none is done: they take that long at least, and the next decision must know."""
     looks = [Sample(float(at), 0, 5, arrived=5) for at in range(11)]
 
-    assert meter(*looks).service_time_s == pytest.approx(48, rel=0.1)
+    assert meter(*looks).service_time_s == pytest.approx(10, rel=0.1)
+
+
+def test_a_burst_of_calls_that_have_just_begun_is_not_slow():
+    """Fourteen calls that run for half a second each have run for seven seconds together, which says nothing."""
+    looks = [Sample(0.0, 14, 0, arrived=14), Sample(1.0, 0, 14, arrived=14)]
+
+    assert meter(*looks).service_time_s == pytest.approx(0.5)
 
 
 def test_nothing_is_known_before_a_call_ran():
@@ -80,12 +87,12 @@ def test_a_queue_that_is_new_begins_to_count_anew():
     """It slept in between: the server counts from zero again."""
     seen = meter(Sample(0.0, 0, 0, arrived=100), Sample(1.0, 4, 0, arrived=4), Sample(2.0, 0, 4, arrived=6))
 
-    assert seen.arrival_rate == pytest.approx(3.0)
+    assert seen.arrival_rate == pytest.approx(6 / 5)
 
 
-def test_two_looks_in_one_moment_are_no_rush():
-    """An event makes the controller look twice within milliseconds."""
-    assert meter(Sample(0.0, 0, 0, arrived=0), Sample(0.01, 5, 0, arrived=5)).arrival_rate == 5.0
+def test_a_burst_is_no_pace():
+    """20 calls in a moment are not 20 calls a second from now on."""
+    assert meter(Sample(0.0, 0, 0, arrived=0), Sample(0.01, 20, 0, arrived=20)).arrival_rate == 4.0
 
 
 def test_the_past_is_forgotten():
@@ -105,6 +112,6 @@ def test_a_policy_is_told_all_of_it():
     assert told.total_num_requests == 6.0
     assert told.aggregated_metrics == {WAITING: 2.0, RUNNING: 4.0}
     assert told.raw_metrics == {WAITING: ((0.0, 2.0), (1.0, 4.0)), RUNNING: ((0.0, 4.0), (1.0, 4.0))}
-    assert (told.arrival_rate, told.new_requests) == (10.0, 10)
-    assert told.service_time_s == pytest.approx(4 / 9)
+    assert (told.arrival_rate, told.new_requests) == (2.0, 10)
+    assert told.service_time_s == pytest.approx(4 / (8 + 16 / 12))
     assert told.current_time == 1.0

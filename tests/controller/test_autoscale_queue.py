@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qserve.controller.autoscale import cool_down_s, decide, queue_policy
+from qserve.controller.autoscale import Verdict, cool_down_s, decide, queue_policy
 from tests.controller.context import Life, context
 
-FAST = {"cold_start_s": 1.0}
+FAST: dict[str, Any] = {"cold_start_s": 1.0}
 
 
-def decision(*counts: float, **fields):
+def decision(current: int, waiting: float = 0, running: float = 0, **fields: Any) -> Verdict:
     """What the policy says to one look."""
-    return decide(context(*counts, **fields), queue_policy)
+    return decide(context(current, waiting, running, **fields), queue_policy)
 
 
 # From zero
@@ -41,6 +42,11 @@ def test_the_rest_of_a_burst_is_counted_too():
     second = decision(0, 20, target=1, now=1000.2, policy_state=first.state)
 
     assert (first.target, second.target) == (1, 10)
+
+
+def test_a_call_that_comes_while_the_last_replica_leaves_starts_another():
+    """It is on its way out, and may not take the call any more."""
+    assert decision(1, 1, target=0).target == 1
 
 
 def test_calls_that_gather_while_the_first_replica_starts_are_no_burst():
@@ -164,7 +170,7 @@ def test_without_a_delay_a_replica_is_kept_as_long_as_its_start_is_worth(start_s
 
 def test_a_downscale_that_was_too_early_doubles_the_next_delay():
     """The load comes back each minute: the second time it is waited for."""
-    told = {"cold_start_s": 1.0, "last_scale_down_time": 900.0}
+    told: dict[str, Any] = {"cold_start_s": 1.0, "last_scale_down_time": 900.0}
 
     assert cool_down_s(context(last_scale_up_time=930.0, **told)) == 120
     assert cool_down_s(context(last_scale_up_time=970.0, **told)) == 60

@@ -183,7 +183,7 @@ def bad_configs() -> set[str]:
     return {spec(name, user_config=BAD, **options).config_version for name, options in OPTIONS.items()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(EVENTS, min_size=1, max_size=10), st.sets(st.sampled_from(NODES)))
 def test_it_gets_there_and_rests(events: list[Event], nodes: set[str]):
     """Deploys, options, targets, refusals, lost, full and draining nodes, deaths, wear; turns cut short anywhere."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from qserve.store.connection import endpoint_of
 from qserve.store.link import Link
 from tests.controller.stage import Stage, spec
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "upscale_delay_s": 0.0,
     "downscale_delay_s": 10.0,
     "downscale_to_zero_delay_s": 10.0,
@@ -344,6 +345,26 @@ async def test_a_deployment_that_is_deployed_again_falls_asleep_again(stage, ser
     assert await stage.target() == 0
 
     assert server.exists(stage.keys().asleep)
+
+
+async def test_a_call_that_comes_while_a_look_is_on_its_way_is_not_missed(stage, monkeypatch):
+    """The glance has seen the deployment asleep, the event came before the answer: it looks again at once."""
+    await stage.deploy(spec(min_replicas=0))
+    await stage.turn()
+    glance = calls.is_asleep
+
+    async def slow_glance(pipe, keys):
+        found = await glance(pipe, keys)
+        await stage.queue().put(1)
+        stage.scaler.wake("app.Echo")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(calls, "is_asleep", slow_glance)
+        assert await stage.target(after_s=6) == 0
+
+    assert stage.scaler.due_in_s(stage.now) == 0
+    assert await stage.target(after_s=0.01) == 1
 
 
 async def test_an_event_for_nothing_changes_nothing(stage, server):

@@ -9,6 +9,7 @@ import pytest
 import qserve as serve
 from qserve.client import portal
 from qserve.config import DeploymentConfig
+from qserve.errors import UsageError
 from qserve.spec import (
     ApplicationStatus,
     ApplicationStatusInfo,
@@ -105,3 +106,14 @@ def test_a_node_without_its_lease_is_not_shown(many, server):
     assert [node.node_id for node in serve.status().nodes] == ["n1"]
     server.delete(f"qserve:1:{{{namespace}}}:node-lease:n1")
     assert serve.status().nodes == ()
+
+
+def test_an_application_that_workers_host_by_themselves_is_not_edited_from_elsewhere(settings):
+    """Each of its workers runs what it was started with: a change that nobody carries out must not look like one."""
+
+    async def write(state: ClusterState) -> None:
+        await state.deploy(spec("alone").model_copy(update={"fixed": True}), {})
+
+    on_cluster(write)
+    with pytest.raises(UsageError, match="host application 'alone' by themselves"):
+        serve.restart("alone")

@@ -129,7 +129,7 @@ def test_a_sleeping_application_can_be_deleted(cluster):
 def test_replicas_that_go_lose_and_repeat_nothing(cluster, tmp_path):
     """Six replicas become one while calls flow: each call is run exactly once, and answered."""
     ledger = tmp_path / "ledger"
-    scaling = {"min_replicas": 1, "initial_replicas": 6, "max_replicas": 6, **SOON, "upscale_delay_s": 600}
+    scaling = {"min_replicas": 1, "initial_replicas": 6, "max_replicas": 6, **SOON, "downscale_delay_s": 3}
     handle = serve.run(Clerk.options(autoscaling_config=scaling).bind(str(ledger)), name="clerk")
     assert replicas("clerk")["RUNNING"] == 6
     tickets = iter(range(100_000))
