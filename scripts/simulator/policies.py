@@ -32,8 +32,6 @@ class Qserve:
         self._state: dict[str, Any] = {}
         self._up_at: float | None = None
         self._down_at: float | None = None
-        self._is_idle = False
-        self.reasons: list[tuple[float, int, str]] = []
 
     def decide(self, look: Look) -> int:
         """One look, one decision."""
@@ -63,8 +61,6 @@ class Qserve:
             self._up_at = now
         elif verdict.target < look.target:
             self._down_at = now
-        if verdict.target != look.target:
-            self.reasons.append((now, verdict.target, verdict.reason))
         return verdict.target
 
     def next_look_s(self, look: Look, target: int) -> float:
@@ -76,12 +72,13 @@ class Qserve:
 
 
 class RayServe(Qserve):
-    """Ray Serve's policy. It looks ten times a second, at figures that are exact: its own are up to 10 s old."""
+    """Ray Serve's policy, on figures that are exact and a second old at the most: its own are up to 10 s old."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__(trace, ray_policy)
 
-    def next_look_s(self, look: Look, target: int) -> float:
+    def next_look_s(self, _look: Look, _target: int) -> float:
+        """Each second."""
         return 1.0
 
 
@@ -119,7 +116,7 @@ class Keda:
             return min(look.target, max(count for _, count in self._recommended))
         return min(number, max(2 * look.target, look.target + _STEP))
 
-    def next_look_s(self, look: Look, target: int) -> float:
+    def next_look_s(self, _look: Look, _target: int) -> float:
         """Each HPA sync."""
         return _SYNC_S
 

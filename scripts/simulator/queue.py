@@ -43,7 +43,7 @@ class Autoscaler(Protocol):
     def decide(self, look: Look) -> int:
         """The number of replicas from now on."""
 
-    def next_look_s(self, look: Look, target: int) -> float:
+    def next_look_s(self, look: Look, target: int, /) -> float:
         """After how many seconds it looks again; inf: when a call comes."""
 
 
@@ -59,12 +59,12 @@ class Replica:
 
 @dataclass
 class Outcome:
-    """What came of it: each call's wait, the replicas' time, and the targets as (when, how many)."""
+    """What came of it: each call's wait, the replicas' time; targets and waiting calls as (when, how many)."""
 
     waits_s: list[float] = field(default_factory=list)
     replica_s: float = 0.0
     targets: list[tuple[float, int]] = field(default_factory=list)
-    depths: list[tuple[float, int]] = field(default_factory=list)
+    waiting: list[tuple[float, int]] = field(default_factory=list)
 
     def quantile(self, share: float) -> float:
         """The wait that this share of the calls did not exceed; by nearest rank."""
@@ -154,7 +154,7 @@ class Simulation:
         look = Look(sample, running, self._target, self._cold_start_s)
         target = self.scaler.decide(look)
         if now <= self.trace.lasts_s:
-            self.out.depths.append((now, sample.total))
+            self.out.waiting.append((now, sample.waiting))
         if target != self._target:
             self._scale(now, target)
         return self.scaler.next_look_s(look, target)
