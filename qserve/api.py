@@ -354,7 +354,7 @@ async def _delete(state: ClusterState, names: list[str] | None, timeout_s: float
     going = list(await state.statuses()) if names is None else names
     if not wait:
         return
-    await waiting.close_fixed(state, deleted, timeout_s)
+    await waiting.close_unled(state, deleted, timeout_s)
     if await state.leader() is not None:
         await waiting.reach(state, waiting.Goal(gone=going, timeout_s=timeout_s))
 

@@ -50,7 +50,7 @@ SECRET_KEY = "QSERVE_SECRET_KEY"  # noqa: S105 (the name, not a key)
 
 
 def read_secret(env: Mapping[str, str]) -> tuple[bytes, ...]:
-    """The key ring from `QSERVE_SECRET_KEY` or the file it is in; newest first, empty when there is none.
+    """The key ring from `QSERVE_SECRET_KEY` or the file it is in; empty when there is none.
 
     Several keys stand on several lines, or separated by commas: the first signs, all verify.
     """
@@ -76,7 +76,7 @@ class Settings:
     """Where a process finds its cluster, and how it signs and logs.
 
     redis_url       None: no cluster is configured, `serve.run` starts an embedded one
-    secrets         key ring, newest first; empty means unsigned
+    secrets         key ring; the first signs, all verify; empty means unsigned
     heartbeat_file  what a supervisor's probes look at (doors.py); a flag only, for children must not inherit it
     """
 

@@ -298,6 +298,8 @@ def _deployment_config(spec: DeploymentSpec) -> dict[str, Any]:
     options = spec.config.model_dump(mode="json", exclude_defaults=True)
     if spec.config.autoscaling_config is not None:
         options.pop("num_replicas", None)  # "auto" was a preset of what stands there
+        # Which of its fields were set has a meaning, be it to their defaults: all of those, and no others.
+        options["autoscaling_config"] = spec.config.autoscaling_config.model_dump(mode="json")
     return {"name": spec.name, **options}
 
 

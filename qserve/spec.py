@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -100,6 +100,10 @@ class CallState(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+# Of resources, by name. Anybody who reaches Redis may have written a record: infinity must not reach the leader's sums.
+Amounts: TypeAlias = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+
 class Record(BaseModel):
     """The base of all records: frozen, and tolerant of fields that a newer version added."""
 
@@ -179,7 +183,7 @@ class NodeRecord(Record):
     python: str
     qserve: str
     protocol: int
-    resources: dict[str, float]
+    resources: Amounts
     labels: dict[str, str] = Field(default_factory=dict)
     deployments: tuple[str, ...] = ()
     draining: bool = False
@@ -202,7 +206,7 @@ class Assignment(Record):
     deployment: str
     version: str
     config_version: str = ""
-    resources: dict[str, float] = Field(default_factory=dict)
+    resources: Amounts = Field(default_factory=dict)
 
 
 class ReplicaRecord(Assignment):

@@ -9,6 +9,7 @@ import click
 
 from qserve import api, loops
 from qserve.cli.options import Command, use_cluster, use_settings
+from qserve.errors import DeploymentNotFound
 from qserve.spec import ApplicationStatus
 
 _BROKEN = frozenset({ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY})
@@ -99,12 +100,24 @@ def ps(path: str | None, *, as_json: bool) -> None:
     found = [
         replica for replica in api.replicas() if path in (None, replica.app, f"{replica.app}.{replica.deployment}")
     ]
+    if path is not None and not found:
+        _check_there(path)
     if as_json:
         click.echo(json.dumps([replica.model_dump(mode="json") for replica in found], indent=2))
     elif found:
         show.replicas(found, time.time())
     else:
         click.echo("No replica is there." if path is None else f"No replica of {path!r} is there.")
+
+
+def _check_there(path: str) -> None:
+    """Raises ApplicationNotFound or DeploymentNotFound: a name that was mistyped is not one without replicas."""
+    app, _, deployment = path.partition(".")
+    there = api.status(app).applications[app].deployments
+    if deployment and deployment not in there:
+        raise DeploymentNotFound(
+            f"Deployment {deployment!r} does not exist in application {app!r}. It has: {list(there)}."
+        )
 
 
 @click.command(

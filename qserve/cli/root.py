@@ -60,19 +60,23 @@ class Root(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except QserveError as error:
-            click.echo(f"Error: {_message(error)}", err=True)
-            code = exit_code(error)
-        except Stopped as stopped:
-            code = stopped.exit_code
-        except KeyboardInterrupt:
-            code = _INTERRUPTED
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception:  # noqa: BLE001 (whatever it is, the exit code says that it is ours)
-            traceback.print_exc()
-            code = INTERNAL
-        return context.exit(code)
+        except (Exception, Stopped, KeyboardInterrupt) as error:  # noqa: BLE001 (whatever it is, the exit code says it)
+            return context.exit(report(error))
+
+
+def report(error: BaseException) -> int:
+    """Say on stderr what ended a command. Returns its exit code."""
+    if isinstance(error, QserveError):
+        click.echo(f"Error: {_message(error)}", err=True)
+        return exit_code(error)
+    if isinstance(error, Stopped):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    traceback.print_exception(error)
+    return INTERNAL
 
 
 def _message(error: QserveError) -> str:

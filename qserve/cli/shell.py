@@ -28,7 +28,9 @@ def secret() -> None:
 def new() -> None:
     """Print a new key. Every process of a cluster needs the same one; it is kept nowhere.
 
-    To change the key of a running cluster put the new one before the old one, separated by a comma.
+    Of several keys, separated by commas, the first signs and all verify. To change the key of a running cluster without
+    a gap take three rounds: `old,new` in every process and client; then `new,old`, and deploy again; an hour later,
+    when no result of before is kept any more, `new` alone.
     """
     click.echo(token_urlsafe(32))
 

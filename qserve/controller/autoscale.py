@@ -135,7 +135,7 @@ def _delayed(ctx: AutoscalingContext, wanted: int, timer: Any) -> tuple[int, lis
         direction, delay_s = "down", _to_zero_delay_s(config)
     else:  # to zero only from one
         direction, delay_s, wanted = "down", config.downscale_delay_s, max(1, wanted)
-    since = timer[1] if timer and timer[0] == direction else ctx.current_time
+    since = min(timer[1], ctx.current_time) if timer and timer[0] == direction else ctx.current_time
     waited_s = ctx.current_time - since
     if waited_s < delay_s:
         return target, [direction, since], waited_s
@@ -165,14 +165,13 @@ def _by_queue(ctx: AutoscalingContext) -> Verdict:
     target, now = ctx.target_num_replicas, ctx.current_time
     wanted = scaled(ctx.current_num_replicas, _desired(ctx), ctx.config)
     woke_at = now if target == 0 else memory.get("woke_at")
-    is_starting = ctx.current_num_replicas == 0 and woke_at is not None and now - woke_at <= _BURST_S
+    is_starting = ctx.current_num_replicas == 0 and woke_at is not None and 0 <= now - woke_at <= _BURST_S
     at_once, why = _from_zero(ctx) if target == 0 or is_starting else _at_once(ctx)
-    over_since = memory.get("over_since") or now
-    over_since = over_since if wanted > target else None
+    over_since = min(memory.get("over_since") or now, now) if wanted > target else None
     need = max(at_once, _ceil(_desired(ctx)))
     peaks = _peaks(memory.get("peaks") or [], now, need, cool_down_s(ctx))
     idle_since = _idle_since(ctx, memory)
-    since = memory.get("since", now) if now - memory.get("seen", now) <= _GAP_S else now
+    since = memory.get("since", now) if 0 <= now - memory.get("seen", now) <= _GAP_S else now
     state = {
         "peaks": peaks,
         "since": since,
@@ -255,7 +254,7 @@ def cool_down_s(ctx: AutoscalingContext) -> float:
 
 def _peaks(before: list[list[float]], now: float, need: int, cool_down: float) -> list[list[float]]:
     """The needs of the cool-down that no later one exceeds, the highest first: [when, how many]."""
-    peaks = [peak for peak in before if peak[0] > now - cool_down and peak[1] > need]
+    peaks = [[min(at, now), peak] for at, peak in before if at > now - cool_down and peak > need]
     return [*peaks, [now, need]]
 
 
@@ -263,7 +262,7 @@ def _idle_since(ctx: AutoscalingContext, memory: dict[str, Any]) -> float | None
     if ctx.total_queued_requests or ctx.total_running_requests or ctx.new_requests:
         return None
     since: float | None = memory.get("idle_since")
-    return ctx.current_time if since is None else since
+    return ctx.current_time if since is None else min(since, ctx.current_time)
 
 
 def _lower(ctx: AutoscalingContext, peak: float, since: float, idle_since: float | None) -> tuple[int, str]:

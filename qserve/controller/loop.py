@@ -231,7 +231,7 @@ class Controller:
 
     async def _sweep_one(self, app: str, deployment: str, max_retries: int) -> None:
         keys = deployment_keys(self._namespace, app, deployment)
-        await Reclaimer(self._link, self._ring, keys, max_retries).abandoned()
+        await Reclaimer(self._link, self._ring, keys, max_retries).abandoned(quiet_s=LEASE_S)
 
     # What happens
 

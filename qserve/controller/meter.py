@@ -55,6 +55,8 @@ class Meter:
     def add(self, sample: Sample, look_back_s: float) -> None:
         """Take a look in; forget what lies further back than `look_back_s`, but for the state at its beginning."""
         self._new = 0
+        if self.samples and self.samples[-1].at_s > sample.at_s:  # the clock was put back
+            self.samples.clear()
         if self.samples:
             self._count(self.samples[-1], sample)
         self.samples.append(sample)

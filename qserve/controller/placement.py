@@ -20,6 +20,8 @@ _PACKING = frozenset({"PACK", "STRICT_PACK"})
 # Ten times 0.1 is not 1 in binary: what is missing by less than this is there.
 _SLACK = 1e-6
 _GIB = 2**30
+# No host has more, and whoever reaches Redis may have written any number into a node's record.
+_MOST_GPUS = 1024
 
 
 class Obstacle(Enum):
@@ -107,7 +109,7 @@ class _Room:
                 unsaid.append(amount)
             for gpu in gpus:
                 named[gpu] = named.get(gpu, 1.0) - min(amount, 1.0)
-        count = math.ceil(self.record.resources.get(_GPUS, 0.0))
+        count = min(math.ceil(self.record.resources.get(_GPUS, 0.0)), _MOST_GPUS)
         left = [*named.values(), *[1.0] * (count - len(named))]
         for amount in sorted(unsaid, reverse=True):
             for _ in range(max(1, round(amount))):

@@ -205,12 +205,23 @@ class Rollout:
         replaceable = [*self._old(), *worn]
         is_going = self._view.leaving(self._key) > 0
         is_coming = any(not self._view.serves(a.replica_id) for a in self._current())
+        if replaceable and self._room_comes():
+            return reason
         if replaceable and not is_going and not is_coming:
             chosen = self._in_the_way(replaceable)
             for assignment in chosen:
                 self._view.unassign(assignment)
             return f"{_MAKING_WAY} {reason}" if chosen else reason
         return f"{_MAKING_WAY} {reason}" if is_going or (replaceable and is_coming) else reason
+
+    def _room_comes(self) -> bool:
+        """Whether there is room once others have left that do so anyway: an update beside this one gives some back."""
+        rooms = self._view.rooms
+        gone = [(replica, rooms.leave(replica)) for replica in self._view.departing(self._key)]
+        fits = bool(gone) and rooms.place(self._spec) is not None
+        for replica, gpus in gone:
+            rooms.take(replica, gpus)
+        return fits
 
     def _in_the_way(self, replaceable: list[Assignment]) -> list[Assignment]:
         """The fewest replicas of one node without which there is room for a new one; none when that would not help."""

@@ -60,7 +60,7 @@ class Scaler:
         watched = {key: self._watched.get(key) or self._watch(*wanted[key]) for key in wanted}
         _meet(watched, wanted, now)
         _see(watched, seen, now)
-        due = [each for each in watched.values() if each.looks_at_s <= now and not each.spec.paused]
+        due = [each for each in watched.values() if not each.spec.paused and not each.due_in_s(now)]
         gone: list[Change] = []
         if due or is_new or has_left:
             try:
@@ -81,8 +81,7 @@ class Scaler:
 
     def due_in_s(self, now: float) -> float:
         """In how many seconds it wants to look again although nothing has changed; inf: never."""
-        looks = (each.looks_at_s for each in self._watched.values() if not each.spec.paused)
-        return max(0.0, min(looks, default=inf) - now)
+        return min((each.due_in_s(now) for each in self._watched.values() if not each.spec.paused), default=inf)
 
     def wake(self, path: str) -> None:
         """A call has come to a deployment that was asleep: look at it now."""

@@ -104,6 +104,16 @@ class View:
         """How many replicas are not wanted any more and still there."""
         return len(self._there.get(key, {}).keys() - self._assigned.get(key, {}).keys())
 
+    def departing(self, key: Key) -> list[Assignment]:
+        """Replicas of other deployments whose room comes free by itself: they are leaving, or about to be replaced."""
+        found: list[Assignment] = []
+        for other in (self._there.keys() | self._assigned.keys()) - {key}:
+            assigned = self._assigned.get(other, {})
+            found += [record for replica_id, record in self._there.get(other, {}).items() if replica_id not in assigned]
+            coming = {a.version for r, a in assigned.items() if self.state(r) is ReplicaState.STARTING}
+            found += [a for r, a in assigned.items() if coming and a.version not in coming and self.serves(r)]
+        return found
+
     # What to do
 
     def assign(self, spec: DeploymentSpec, node_id: str) -> None:

@@ -20,7 +20,9 @@ logger = logging.getLogger("qserve.autoscaler")
 
 # A glance is one plain command. Every so many times all there is to see is looked at, for a glance misses what was
 # handed back.
-_GLANCES = 5
+_GLANCES = 11
+# No deployment is left unlooked at for longer.
+_LONGEST_PAUSE_S = 10.0
 # A policy's memory is written this often at the most, as long as the target stays.
 _WRITE_EVERY_S = 10.0
 # Troubles that differ each time are told no more often than this.
@@ -50,6 +52,7 @@ class Watched:
         self._written_at_s = 0.0
         self._decisions: list[Decision] = []
         self._said, self._said_at_s = "", 0.0
+        self._trouble = ""
         self._cold_start_s: float | None = None
 
     @property
@@ -128,6 +131,7 @@ class Watched:
         """Have the policy decide on what was found. A policy that fails changes nothing, and is told of once."""
         sample = Sample(now, load.waiting, load.running, load.oldest_wait_s, load.arrived)
         self._meter.add(sample, self.config.look_back_period_s)
+        self._trouble = ""
         try:
             verdict = await self._asked.decide(self._meter.tell(self._context(now)))
             if verdict is not None:
@@ -141,8 +145,16 @@ class Watched:
 
     def could_not_look(self, error: Exception, now: float) -> None:
         """It could not be looked at: what was decided last holds."""
-        logger.warning("%s cannot be looked at, and keeps its %d replicas: %s", self.path, self.record.target, error)
+        if str(error) != self._trouble:
+            target = self.record.target
+            logger.warning("%s cannot be looked at, and keeps its %d replicas: %s", self.path, target, error)
+        self._trouble = str(error)
         self._look_again(now, idle=True)
+
+    def due_in_s(self, now: float) -> float:
+        """In how many seconds it is to be looked at; at once when the clock was put back."""
+        left_s = self.looks_at_s - now
+        return left_s if 0 < left_s <= _LONGEST_PAUSE_S else 0.0
 
     @property
     def may_sleep(self) -> bool:
@@ -183,12 +195,8 @@ class Watched:
         """Make the verdict the record. Raises PolicyError for a state that cannot be kept."""
         state = {**verdict.state, _KEPT: {"policy": self._asked.path, "cold_start_s": self._cold_start_s}}
         record = self.record.model_copy(update={"policy_state": state})
-        try:
-            size_bytes = len(record.to_json())
-        except ValueError as error:
-            raise PolicyError(f"its state is not JSON: {error}") from error
-        if size_bytes > _MOST_STATE_BYTES:
-            raise PolicyError(f"its state has {size_bytes} bytes, and may have {_MOST_STATE_BYTES}")
+        if not self._asked.is_built_in:
+            _check_size(record)
         self.record = record
         self._aim(verdict.target, verdict.reason, now)
 
@@ -235,9 +243,21 @@ class Watched:
         record, written = self.record, self._written
         if written is None or (record.target, record.deploy_id) != (written.target, written.deploy_id):
             return True
+        if self.may_glance:  # it is idle: what its policy remembers of that is worth nothing
+            return False
         return now - self._written_at_s >= _WRITE_EVERY_S and record != written
 
     def _kept(self) -> dict[str, Any]:
         """Whose state the record's is, and how long replicas took to start."""
         kept = self.record.policy_state.get(_KEPT)
         return kept if isinstance(kept, dict) else {}
+
+
+def _check_size(record: ScalingRecord) -> None:
+    """Raises PolicyError when the policy's state cannot be kept."""
+    try:
+        size_bytes = len(record.to_json())
+    except ValueError as error:
+        raise PolicyError(f"its state is not JSON: {error}") from error
+    if size_bytes > _MOST_STATE_BYTES:
+        raise PolicyError(f"its state has {size_bytes} bytes, and may have {_MOST_STATE_BYTES}")

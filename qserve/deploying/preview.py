@@ -50,6 +50,8 @@ def preview(name: str, before: AppSpec | None, after: AppSpec | None) -> list[St
     ]
     if after is None:
         return [Step(step.path, step.verb, "its application goes") for step in steps]
+    if before is not None and before.fixed and not after.fixed:
+        steps.append(Step(name, Verb.RESTART, "autoscalers take it over; workers that hosted it by themselves end"))
     if before is not None and before.route_prefix != after.route_prefix:
         steps.append(Step(name, Verb.UPDATE, f"route_prefix {_change(before.route_prefix, after.route_prefix)}"))
     return steps

@@ -68,12 +68,13 @@ async def reach(state: ClusterState, goal: Goal) -> None:
         raise DeployTimeout(await _late(state, goal, seen))
 
 
-async def close_fixed(state: ClusterState, deleted: Sequence[AppSpec], timeout_s: float | None) -> None:
-    """Answer what waits for deleted applications that workers host by themselves, until their replicas have left.
+async def close_unled(state: ClusterState, deleted: Sequence[AppSpec], timeout_s: float | None) -> None:
+    """Answer what waits for deleted applications that no leader answers for, until their replicas have left.
 
-    No leader does it for these. Raises DeployTimeout.
+    Workers host them by themselves, or no leader has seen them yet. Raises DeployTimeout.
     """
-    left = [app for app in deleted if app.fixed]
+    led = await state.statuses()
+    left = [app for app in deleted if app.fixed or app.name not in led]
 
     async def closed() -> bool:
         for app in list(left):
@@ -154,4 +155,4 @@ async def _late(state: ClusterState, goal: Goal, seen: Mapping[str, ApplicationS
     for app in waiting:
         reason = seen[app].message if app in seen else ""
         lines.append(f"Application {app!r} is not running {after}. {reason or 'No autoscaler has taken it up yet.'}")
-    return "\n".join(lines) + " It goes on: `qserve status` shows it, serve.run(..., timeout_s=...) waits longer."
+    return "\n".join(lines) + " It goes on: `qserve status` shows it, a larger timeout_s (--timeout-s) waits longer."

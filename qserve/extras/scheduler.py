@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -93,7 +93,7 @@ class Scheduler:
             while not self._stopping.is_set():
                 try:
                     await self._work()
-                except (RedisError, TransportError, OSError) as error:
+                except (RedisError, TransportError, OSError, UnicodeDecodeError) as error:  # the last: see Jobs.stale
                     logger.warning("Recurring calls have to wait: %s", error)
                     await self._pause()
         finally:
@@ -122,8 +122,9 @@ class Scheduler:
             job_deserializer=self._jobs.from_bytes,
             default_queue_name=self._jobs.queue,
         )
-        worker = Worker(
+        worker = _Worker(
             [func(self._fire, name=_FIRE)],
+            on_failed=self._changed.set,
             queue_name=self._jobs.queue,
             redis_pool=pool,
             job_serializer=self._jobs.to_bytes,
@@ -134,12 +135,15 @@ class Scheduler:
             handle_signals=False,
             log_results=False,
         )
-        working = [
-            asyncio.create_task(worker.async_run(), name="arq"),
-            asyncio.create_task(self._keep_planned(pool), name="plan"),
-            asyncio.create_task(self._stopping.wait(), name="stop"),
-        ]
+        working: list[asyncio.Task[Any]] = []
         try:
+            self._changed.clear()
+            await self._plan(pool)  # before arq looks at its queue: what stands there may end it
+            working = [
+                asyncio.create_task(worker.async_run(), name="arq"),
+                asyncio.create_task(self._keep_planned(pool), name="plan"),
+                asyncio.create_task(self._stopping.wait(), name="stop"),
+            ]
             await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in working:
@@ -154,24 +158,23 @@ class Scheduler:
     # Planning
 
     async def _keep_planned(self, pool: ArqRedis) -> None:
-        """Have the next run of every recurring call in arq's queue: now, and whenever one is registered or removed."""
-        self._changed.set()
+        """Plan again whenever a recurring call is registered or removed, or a job was lost."""
         while True:
             await self._changed.wait()
             self._changed.clear()
             await self._plan(pool)
 
     async def _plan(self, pool: ArqRedis) -> None:
+        """Have the next run of every recurring call in arq's queue, and nothing else."""
         records = await self._crons.all()
         now_s = await self._now_s()
         for record in records.values():
             turn = _turn(record, record.since_s, now_s)
             for due_s in (turn.due_s, turn.next_s) if turn else ():
                 await self._queue(pool, record, due_s)
-        queued = [job_id.decode() for job_id in await pool.zrange(self._jobs.queue, 0, -1)]
-        for job_id in self._jobs.stale(queued, records.values()):
+        for job_id in self._jobs.stale(await pool.zrange(self._jobs.queue, 0, -1), records.values()):
             await pool.zrem(self._jobs.queue, job_id)
-            await pool.delete(f"{job_key_prefix}{job_id}")
+            await pool.delete(job_key_prefix.encode() + job_id)
 
     async def _queue(self, pool: ArqRedis, record: CronRecord, due_s: float | None) -> None:
         """Queue one run for its time, unless some scheduler has done so."""
@@ -229,6 +232,22 @@ class Scheduler:
             self._changed.set()
 
 
+class _Worker(Worker):
+    """arq's worker, which also tells of a job that ended without being run: it cannot have queued the next one.
+
+    Its blob was forged, or has expired.
+    """
+
+    def __init__(self, *args: Any, on_failed: Callable[[], None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._on_failed = on_failed
+
+    async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
+        """What arq does with such a job."""
+        await super().finish_failed_job(job_id, result_data)
+        self._on_failed()
+
+
 class Jobs:
     """What stands in arq's keys: sealed JSON with names in it, never a pickle."""
 
@@ -249,10 +268,14 @@ class Jobs:
         """The id of one run's job, the same in all schedulers."""
         return f"{self.queue}:{record.name}:{record.revision}:{round(due_s * 1000)}"
 
-    def stale(self, job_ids: Iterable[str], records: Iterable[CronRecord]) -> list[str]:
-        """Those of the jobs whose recurring call was removed or replaced."""
-        current = tuple(f"{self.queue}:{record.name}:{record.revision}:" for record in records)
-        return [job_id for job_id in job_ids if not job_id.startswith(current)]
+    def stale(self, job_ids: Iterable[bytes], records: Iterable[CronRecord]) -> list[bytes]:
+        """Those of the jobs whose recurring call was removed or replaced, and what is no job of ours.
+
+        Anybody who reaches Redis may have written a name, and arq ends with an error on one that is no UTF-8.
+        """
+        current = {f"{self.queue}:{record.name}:{record.revision}".encode() for record in records}
+        named = ((job_id, *job_id.rpartition(b":")) for job_id in job_ids)
+        return [job_id for job_id, run, _, due in named if run not in current or not due.isdigit()]
 
 
 def redis_settings(endpoint: Endpoint) -> RedisSettings:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from qserve.config import HEARTBEAT_S, KEEP_LINES, Settings
+from qserve.config import HEARTBEAT_S, KEEP_LINES, LEASE_S, Settings
 from qserve.errors import QserveError, SignatureError, TransportError
 from qserve.node.accounting import Books
 from qserve.node.child import Child
@@ -62,6 +63,7 @@ class Agent:
         self._woken = asyncio.Event()
         self.has_joined = False
         self._draining = False
+        self._hurries = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -112,7 +114,8 @@ class Agent:
         await self._link.close()
 
     def kill_children(self) -> None:
-        """End all replicas now; for a second signal. Their calls are handed back."""
+        """End all replicas now; for a second signal. Their calls are handed back, if Redis is there."""
+        self._hurries = True
         for child in self._children.values():
             child.kill()
 
@@ -250,11 +253,16 @@ class Agent:
         self._output.tell(_record(child), has_ended=True)
         keys = self._keys(child.assignment)
         reclaimer = Reclaimer(self._link, self._ring, keys, child.spec.config.max_retries)
+        lapses_at = time.monotonic() + LEASE_S
         while True:
             try:
                 await self._close_books(child, reclaimer)
                 break
             except TransportError as error:
+                if self._draining and (self._hurries or time.monotonic() >= lapses_at):
+                    # Nobody could end a worker otherwise while Redis is away; and without a lease all may take them.
+                    logger.warning("The calls of %s are left to others: %s", child.label, error)
+                    break
                 logger.warning("The calls of %s are handed back as soon as Redis is there: %s", child.label, error)
                 await asyncio.sleep(HEARTBEAT_S / 4)
         del self._children[child.assignment.replica_id]

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 from qserve.config import MAX_CONTROL_BYTES, VISIBLE_DEVICES, Settings
@@ -25,6 +26,8 @@ logger = logging.getLogger("qserve.worker")
 
 _TAIL_LINES = 50
 _LONGEST_LINE = 1024 * 1024
+# Lines that are here already are read without a pause: after so many it is the turn of all else that the worker does.
+_LINES_AT_ONCE = 50
 _KILL_GRACE_S = 2.0
 # One that has not begun to serve holds no calls: it may end in order if its loop is free, and nobody waits long for it.
 _START_GRACE_S = 1.0
@@ -252,7 +255,9 @@ class Child:
             lambda: asyncio.StreamReaderProtocol(stream), output
         )
         try:
-            while True:
+            for number in count(1):
+                if not number % _LINES_AT_ONCE:
+                    await asyncio.sleep(0)
                 try:
                     line = await stream.readline()
                 except ValueError:  # longer than the limit: skipped by the reader

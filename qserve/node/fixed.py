@@ -321,7 +321,7 @@ class FixedHost:
             return
         self._sweeps_at = now + LEASE_S
         for name in self.specs:
-            await self._reclaimer(name).abandoned()
+            await self._reclaimer(name).abandoned(quiet_s=LEASE_S)
 
     def _reclaimer(self, deployment: str) -> Reclaimer:
         spec = self.specs.get(deployment)

@@ -152,7 +152,7 @@ async def claim(pipe: Pipe, keys: DeploymentKeys, replica: str, count: int, bloc
 
 
 async def open_queue(pipe: Pipe, keys: DeploymentKeys) -> None:
-    """Make the deployment's streams and their group, from the first entry on, as far as they are missing: it is awake."""
+    """Make the deployment's streams and their group, from the first entry on, if they are missing: it is awake."""
     await pipe.script(scripts.OPEN, [keys.calls, keys.front, keys.asleep], [GROUP])
 
 
@@ -231,9 +231,13 @@ async def retire(link: Link, keys: DeploymentKeys) -> bool:
     return bool(await link.script(scripts.RETIRE, [keys.calls, keys.front, keys.delayed, keys.asleep]))
 
 
-async def holders(link: Link, keys: DeploymentKeys) -> dict[str, int]:
-    """The replicas known to the queue's group, and how many calls each holds."""
+async def holders(link: Link, keys: DeploymentKeys, *, quiet_s: float = 0.0) -> dict[str, int]:
+    """The replicas known to the queue's group, and how many calls each holds.
+
+    quiet_s  without those that have asked for calls in the last so many seconds
+    """
     held: dict[str, int] = {}
+    lively: set[str] = set()
     for stream in (keys.front, keys.calls):
         try:
             rows = await link.call("XINFO", "CONSUMERS", stream, GROUP)
@@ -243,7 +247,9 @@ async def holders(link: Link, keys: DeploymentKeys) -> dict[str, int]:
             named = dict(zip(row[::2], row[1::2], strict=True))
             name = named[b"name"].decode()
             held[name] = held.get(name, 0) + int(named[b"pending"])
-    return held
+            if int(named[b"idle"]) < quiet_s * 1000:
+                lively.add(name)
+    return {name: number for name, number in held.items() if name not in lively}
 
 
 async def depth(link: Link, keys: DeploymentKeys) -> Depth:

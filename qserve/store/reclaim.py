@@ -36,20 +36,29 @@ class Reclaimer:
         charge  whether the attempt counts: no for a drain
         """
         total = 0
+        taken: set[bytes] = set()
         for stream in (self._keys.front, self._keys.calls):
-            while entries := await store.pending(await self._link.ready(), stream, replica):
+            after = b""
+            while page := await store.pending(await self._link.ready(), stream, replica, after=after):
+                after = page[-1].entry_id
+                # A replica that lives on without its lease takes them again at once: it has not died once more of them.
+                entries = [entry for entry in page if _call_id(entry) not in taken]
+                taken.update(map(_call_id, entries))
                 await self.release(stream, replica, entries, cause, charge=charge)
                 total += len(entries)
         await self._link.call("UNLINK", self._keys.lease(replica))
         await store.reap(self._link, self._keys, replica)
         return total
 
-    async def abandoned(self) -> int:
+    async def abandoned(self, *, quiet_s: float = 0.0) -> int:
         """Take the calls of all that have no lease (any more). Returns how many calls they held.
 
         For those whom nobody reclaims: the worker is gone as well, and nobody knew any more what it hosted.
+
+        quiet_s  leave alone who has asked for calls in the last so many seconds: it lives, though its worker may hang,
+                 and would take the same calls again and again, until their attempts are used up
         """
-        names = list(await store.holders(self._link, self._keys))
+        names = list(await store.holders(self._link, self._keys, quiet_s=quiet_s))
         leases = await self._link.call("MGET", *map(self._keys.lease, names)) if names else []
         total = 0
         for name, lease in zip(names, leases, strict=True):
@@ -85,6 +94,12 @@ class Reclaimer:
         envelope = seal_reply(reply, self._ring.signer(Direction.REPLY, self._keys.scope))
         await store.finish_one(self._link, self._keys, Finished(entry, call.call_id, call.inbox, envelope))
         logger.warning("%s", error)
+
+
+def _call_id(entry: Entry) -> bytes:
+    """The call's id; of what cannot be read, the entry's."""
+    peeked = peek_call(entry.envelope)
+    return entry.entry_id if peeked is None else peeked[0]
 
 
 async def refuse(link: Link, ring: KeyRing, keys: DeploymentKeys, entry: Entry, cause: SignatureError) -> None:

@@ -62,6 +62,8 @@ class RecordHash(Generic[R]):
     def _parse(self, field: bytes, raw: bytes) -> R | None:
         try:
             name, record = field.decode(), self._kind.model_validate_json(raw)
+            if not name:  # a change without a field is one of a list: it would remove the whole hash
+                raise ValueError("it has no name")
             if self._named and getattr(record, self._named) != name:
                 raise ValueError(f"its {self._named} is {getattr(record, self._named)!r}")
         except ValueError as error:  # written by hand, or by a version that none of ours can read
@@ -113,11 +115,12 @@ class SnapshotReader:
         """Everything, without applications that cannot be trusted: nobody touches them. Raises TransportError."""
         pipe = await self._link.ready()
         names = (self._keys.apps, self._keys.statuses, self._keys.nodes, self._keys.replicas)
+        known_nodes = self.known_nodes  # another read may find more meanwhile
         asked = [pipe.call("HGETALL", name) for name in names]
-        told = await asyncio.gather(*asked, *self._ask_of(pipe, self.known_nodes))
+        told = await asyncio.gather(*asked, *self._ask_of(pipe, known_nodes))
         apps, forged = self._applications.read(told[0])
         nodes = self._nodes.read(told[2])
-        leases, assigned = self._answers(self.known_nodes, told[4:])
+        leases, assigned = self._answers(known_nodes, told[4:])
         if new := [node_id for node_id in nodes if node_id not in leases]:
             more = await asyncio.gather(*self._ask_of(pipe, new))
             further, also_assigned = self._answers(new, more)

@@ -65,7 +65,7 @@ class Signer:
 
 
 class KeyRing:
-    """The process's secrets, newest first. The first signs, all verify."""
+    """The process's secrets. The first signs, all verify."""
 
     def __init__(self, secrets: Sequence[bytes] = ()) -> None:
         self._secrets = {key_id(secret): secret for secret in secrets}

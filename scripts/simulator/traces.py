@@ -23,8 +23,7 @@ def steady(seed: int, length: float = 1.0) -> Trace:
 
 def diurnal(seed: int, length: float = 1.0) -> Trace:
     """From 2 to 40 calls a second and back, twice; a day in an hour."""
-    day_s = 3600 * length
-    return _trace("diurnal", seed, lambda at: 21 - 19 * cos(2 * pi * at / day_s), 40.0, 2 * day_s)
+    return _trace("diurnal", seed, lambda at: 21 - 19 * cos(2 * pi * at / 3600), 40.0, 7200 * length)
 
 
 def burst(seed: int, length: float = 1.0) -> Trace:

@@ -9,7 +9,7 @@ import pytest
 
 import qserve as serve
 from qserve.client import portal
-from qserve.errors import DeployTimeout
+from qserve.errors import DeploymentUnavailableError, DeployTimeout
 from qserve.spec import ApplicationStatus, ApplicationStatusInfo
 from qserve.store.state import Change, ClusterState
 from tests.cli.conftest import at_a_terminal
@@ -79,6 +79,19 @@ def test_without_an_autoscaler_delete_does_not_claim_that_it_is_gone(invoke, set
 
     assert result.exit_code == 0
     assert result.stdout == "Not wanted any more: orphan. They go on until a `qserve autoscaler` runs.\n"
+
+
+def test_calls_of_what_no_autoscaler_has_ever_seen_are_refused_as_well(invoke, alone):
+    """Else they would run in the next application of that name, long after they were given up."""
+    with suppress(DeployTimeout):
+        serve.run(app, name="unseen", timeout_s=0)
+    response = serve.get_app_handle("unseen").remote("waits")
+    assert response.status() == "QUEUED"
+    result = invoke("delete", "unseen", env=alone.child_env())
+
+    assert (result.exit_code, result.stdout) == (0, "Deleted: unseen.\n")
+    with pytest.raises(DeploymentUnavailableError, match="was deleted before the call ran"):
+        response.result(timeout_s=5)
 
 
 @pytest.fixture

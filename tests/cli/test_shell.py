@@ -19,6 +19,12 @@ def test_no_two_secrets_are_the_same(invoke):
     assert invoke("secret", "new").stdout != invoke("secret", "new").stdout
 
 
+def test_its_help_tells_how_a_key_is_changed_while_calls_run(invoke):
+    """With the new key first at once, processes that do not know it would refuse calls: they must learn it before."""
+    text = invoke("secret", "new", "--help").stdout
+    assert 0 < text.index("`old,new`") < text.index("`new,old`") < text.index("`new` alone")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_a_script_for_the_shell_that_was_named(invoke, shell):
     """It asks qserve itself, by the variable that click reads."""

@@ -172,9 +172,27 @@ def test_replicas_are_json_for_programs(invoke):
 
 
 def test_no_replica_is_said_in_words(invoke):
-    """With the name that was asked for: it may be wrong."""
-    assert invoke("ps", "nope").stdout == "No replica of 'nope' is there.\n"
+    """An autoscaled deployment may have none, and so may a namespace."""
+    asleep = serve.deployment(name="Asleep", autoscaling_config={"min_replicas": 0})(lambda: None)
+    serve.run(asleep.bind(), name="asleep")
+    assert invoke("ps", "asleep.Asleep").stdout == "No replica of 'asleep.Asleep' is there.\n"
+    serve.delete("asleep")
     assert invoke("ps", "--namespace", "empty").stdout == "No replica is there.\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nope", "Application 'nope' does not exist. There are: ["),
+        ("echo.Nope", "application 'echo'. It has: ['Echo']"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_replicas_of_a_name_that_is_not_there_are_an_error(invoke, path, says, options):
+    """A mistyped name must not pass for a deployment that sleeps."""
+    result = invoke("ps", path, *options)
+    assert result.exit_code == 2
+    assert says in result.stderr
 
 
 def test_the_autoscalers_decisions_are_told_with_their_reasons(invoke, settings):

@@ -15,6 +15,14 @@ from qserve.wire.keys import DeploymentKeys, deployment_keys
 from qserve.wire.signing import KeyRing
 from tests.store.queue import Queue
 
+# Delays with which a test sees a decision in a few turns.
+QUICK: dict[str, Any] = {
+    "upscale_delay_s": 0.0,
+    "downscale_delay_s": 10.0,
+    "downscale_to_zero_delay_s": 10.0,
+    "look_back_period_s": 1.0,
+}
+
 
 def spec(name: str = "Echo", app: str = "app", *, paused: bool = False, **scaling: Any) -> DeploymentSpec:
     """An autoscaled deployment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qserve.controller.autoscale import Verdict, cool_down_s, decide, queue_policy
+from qserve.config import AutoscalingConfig, DeploymentConfig
+from qserve.controller.autoscale import Verdict, cool_down_s, decide, queue_policy, ray_policy
 from tests.controller.context import Life, context
 
 FAST: dict[str, Any] = {"cold_start_s": 1.0}
@@ -185,6 +187,30 @@ def test_what_nobody_watched_counts_as_busy():
     assert life.look(0, 2, after_s=600) == 10
     assert life.looks(58, 0, 2)[-1] == 10
     assert life.looks(3, 0, 2)[-1] == 1
+
+
+@pytest.mark.parametrize("policy", [queue_policy, ray_policy])
+def test_a_clock_that_was_put_back_costs_one_delay(policy):
+    """An hour back: nothing may wait for an hour, neither up nor down."""
+    life = Life(policy, current=4, upscale_delay_s=30, downscale_delay_s=60)
+    life.looks(20, 0, 20)
+    life.now -= 3600
+
+    assert life.looks(62, 0, 20)[-1] == 10
+    life.looks(20, 0, 2)
+    life.now -= 3600
+    assert life.looks(125, 0, 2)[-1] == 1
+
+
+def test_a_config_that_was_in_redis_still_knows_what_was_set():
+    """30 s that the user wrote, and 30 s that nobody wrote, are not the same."""
+    config = DeploymentConfig(autoscaling_config=AutoscalingConfig(max_replicas=3, upscale_delay_s=30))
+
+    read = DeploymentConfig.from_record(json.loads(config.model_dump_json()))
+
+    assert read == config
+    assert read.autoscaling_config is not None
+    assert read.autoscaling_config.model_fields_set == {"max_replicas", "upscale_delay_s"}
 
 
 def test_a_downscaling_factor_takes_one_step_a_delay():

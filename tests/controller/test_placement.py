@@ -200,6 +200,11 @@ def test_whole_gpus_and_shares_are_counted():
     assert fill(taking(num_gpus=1), there, 2) == {"n1": 1, None: 1}
 
 
+def test_a_node_that_says_it_has_a_billion_gpus_holds_nobody_up():
+    """Whoever reaches Redis may have written so; the leader must not list them one by one."""
+    assert rooms(offering("liar", num_gpus=1e15)).place(taking(**GPU)) == "liar"
+
+
 def test_shares_left_on_several_gpus_are_no_gpu():
     """Its node would have to refuse it: 0.5 of two devices add up to 1, but no device has it."""
     there = rooms(offering("n1", num_gpus=2))

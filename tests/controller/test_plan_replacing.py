@@ -69,6 +69,35 @@ def test_without_room_beside_the_old_one_old_replica_goes_first():
     assert world.shown() == ("RUNNING", "HEALTHY", "CONFIG_UPDATE_COMPLETED")
 
 
+def test_an_old_replica_stays_while_updates_beside_it_give_room_back():
+    """One free CPU, and two deployments that want it: the second one waits for the first instead of having a gap."""
+    world = cpus(3)
+    world.deploy(spec("First", replicas=1), spec("Second", replicas=1))
+    world.settle()
+    world.deploy(spec("First", version="v2", replicas=1), spec("Second", version="v2", replicas=1))
+    for _ in range(40):
+        world.turn()
+        assert world.running("First").total() >= 1
+        assert world.running("Second").total() >= 1
+        world.work()
+
+    assert (world.running("First"), world.running("Second")) == ({"v2": 1}, {"v2": 1})
+
+
+def test_room_that_an_update_elsewhere_gives_back_is_waited_for_only_where_it_helps():
+    """Another host's CPUs are no GPU: there is nothing to wait for, be its update as slow as it likes."""
+    world = cpus(3)
+    world.join("n2", resources={"num_cpus": 1.0, "num_gpus": 1.0})
+    gpu: dict[str, Any] = {"ray_actor_options": {"num_gpus": 1}}
+    world.deploy(spec("Plain", replicas=2), spec("Model", replicas=1, **gpu))
+    world.settle()
+    world.deploy(spec("Plain", version="v2", replicas=2), spec("Model", version="v2", replicas=1, **gpu))
+    world.turn()
+
+    assert world.running("Plain") == {"v1": 2}
+    assert world.assigned("Model") == []
+
+
 def test_a_larger_version_takes_the_place_of_as_many_as_it_needs():
     """Two old ones for one new one, on one node; those of the other serve on meanwhile."""
     world = deployed(cpus(2, 2), replicas=4)

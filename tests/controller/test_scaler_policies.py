@@ -12,9 +12,6 @@ from qserve.controller import policies
 from qserve.controller.policies import Asked, PolicyError
 from tests.controller.context import context
 from tests.controller.stage import Stage, spec
-from tests.controller.test_scaler import stage
-
-__all__ = ["stage"]  # a fixture
 
 released = threading.Event()
 constructed: list[dict[str, Any]] = []

@@ -40,6 +40,14 @@ def test_what_is_left_out_is_deleted():
     ]
 
 
+def test_taking_over_what_workers_host_by_themselves_is_said():
+    """Those workers end, though nothing of the code differs: it must not pass for no change."""
+    steps = preview("shop", application(deployment(), fixed=True), application(deployment()))
+
+    assert steps[1] == Step("shop", Verb.RESTART, "autoscalers take it over; workers that hosted it by themselves end")
+    assert len(preview("shop", application(deployment(), fixed=True), application(deployment(), fixed=True))) == 1
+
+
 @pytest.mark.parametrize(
     ("after", "verb", "why"),
     [

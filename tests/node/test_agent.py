@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 from collections.abc import AsyncIterator, Awaitable
+from itertools import pairwise
 
 import pytest
 import redis
 
-from qserve.config import DeploymentConfig
-from qserve.errors import TransportError
+from qserve.config import DeploymentConfig, Settings
+from qserve.errors import BrokerUnavailable, TransportError
 from qserve.node.agent import Agent
 from qserve.node.child import Child
 from qserve.node.resources import describe, offered
@@ -113,6 +116,48 @@ async def test_a_replica_that_is_drained_before_it_is_a_process_ends_all_the_sam
 
     assert ended == [child]
     assert not child.is_alive
+
+
+async def test_a_worker_can_be_ended_while_redis_is_away(assignment, monkeypatch):
+    """Nobody knows when it comes back: what waits for that must not keep a host from shutting down."""
+    monkeypatch.setattr("qserve.node.agent.LEASE_S", 0.1)
+    agent = Agent(Settings(redis_url="redis://127.0.0.1:1/0"), describe(resources=offered()))
+    monkeypatch.setattr(agent._link, "ready", never)
+    child = child_of(agent, assignment)
+    agent._children[assignment.replica_id] = child
+    agent._draining = True
+
+    await asyncio.wait_for(agent._after(child), 10)
+
+    assert agent._children == {}
+
+
+async def test_a_chatty_replica_leaves_the_worker_its_turns(agent, assignment):
+    """A pipe full of blank lines was read at one go: the leases lapsed meanwhile, and the leader gave the node up."""
+    child = child_of(agent, assignment)
+    seen: list[int] = []
+    read, written = 0, 32 * 1024
+
+    def on_line(*_line: object) -> None:
+        nonlocal read
+        read += 1
+
+    child._on_line = on_line
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"\n" * written)
+    os.close(write_end)
+    forwarding = asyncio.create_task(child._forward(io.FileIO(read_end)))
+    while not forwarding.done():
+        await asyncio.sleep(0)
+        seen.append(read)
+
+    assert read == written
+    assert max(after - before for before, after in pairwise([0, *seen])) <= 100
+
+
+async def never(*_args: object) -> None:
+    """What a connection answers while Redis is away."""
+    raise BrokerUnavailable("it is away")
 
 
 def child_of(agent: Agent, assignment: Assignment, on_exit=None) -> Child:

@@ -149,6 +149,32 @@ async def test_a_forged_job_runs_nothing_and_holds_nobody_up(schedulers, desk, e
     assert not trap.exists()
 
 
+async def test_a_job_whose_name_is_no_text_ends_no_scheduler(schedulers, desk, echo, settings, server):
+    """Whoever reaches Redis may write one: arq dies of it, and a supervisor would start schedulers in vain for ever."""
+    running = schedulers.start()
+    await cron(EVERY_SECOND, echo, desk=desk)
+    await desk.next()
+
+    server.zadd(queue_of(settings), {b"\xff\xfe": 1})
+    eventually(lambda: not server.zscore(queue_of(settings), b"\xff\xfe"))
+    await desk.next()
+    await desk.next()
+
+    assert running.poll() is None
+
+
+async def test_a_recurring_call_goes_on_after_its_next_job_was_forged(schedulers, desk, echo, settings, server):
+    """A job is made by the one before it: one that nobody may trust must not be the last."""
+    schedulers.start()
+    await cron(EVERY_SECOND, echo, desk=desk)
+    await desk.next()
+
+    eventually(lambda: forge(server, settings))
+    eventually(lambda: "deserializing job" in schedulers.said())
+    for _ in range(3):
+        await desk.next()
+
+
 async def test_a_run_that_is_refused_is_made_when_the_deployment_is_back(schedulers, desk, echo):
     """A deployment that is replaced in that very moment is no reason to leave the nightly run out."""
     await calls.retire(desk.link, desk.keys)
@@ -218,3 +244,11 @@ def jobs(server, settings) -> list[bytes]:
     """The jobs that arq keeps."""
     pattern = f"arq:job:{queue_of(settings)}:*".replace("{", "[{]").replace("}", "[}]")
     return sorted(server.keys(pattern))
+
+
+def forge(server, settings) -> bool:
+    """Put something else in the place of the jobs that are queued now. Whether there were any."""
+    names = jobs(server, settings)
+    for name in names:
+        server.set(name, b"forged")
+    return bool(names)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from qserve.config import DeploymentConfig
 from qserve.errors import SettingsError
+from qserve.options import AutoscalingConfig
 from qserve.schema import (
     EncodingType,
     LoggingConfig,
@@ -223,3 +224,15 @@ def test_what_is_deployed_is_a_file_that_deploys_it_again():
     )
     assert again.env_vars == {"TOWN": "Ulm"}
     assert again.deployments[0].overrides() == {"num_replicas": 3, "user_config": {"a": 1}}
+
+
+def test_what_an_autoscaling_config_says_is_shown_even_where_it_is_the_default():
+    """A target_ongoing_requests that is said is kept to; one that is not is chosen from what is measured."""
+    said: dict[str, Any] = {"min_replicas": 0, "max_replicas": 4, "target_ongoing_requests": 2.0}
+    config = DeploymentConfig(autoscaling_config=AutoscalingConfig(**said))
+    spec = DeploymentSpec(app="shop", name="M", version="v", config=config, python="3.11", replicas=0)
+    deployed = AppSpec(
+        name="shop", ingress="M", deployments=(spec,), deployed_at_s=1.0, deploy_id="d", source="shop:app"
+    )
+
+    assert as_config([deployed])["applications"][0]["deployments"] == [{"name": "M", "autoscaling_config": said}]

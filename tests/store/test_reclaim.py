@@ -60,6 +60,38 @@ async def test_a_call_whose_attempts_are_used_up_is_answered_and_kept(queue, ear
     assert letter[b"envelope"] == queue.sealed(1)[1]
 
 
+@pytest.mark.leaves(pending=1, records=1, consumers=1)
+async def test_a_replica_that_lives_on_without_its_lease_dies_once_of_a_call(queue, monkeypatch):
+    """Its worker hangs, and it takes at once what goes back: that must not use all attempts up in a moment."""
+    await queue.put(1)
+    await queue.hand_back("r1", *await queue.claim("r1"), charge=False)
+    await queue.claim("r1")
+    reclaimer = queue.reclaimer(max_retries=2)
+    release = reclaimer.release
+
+    async def release_to_a_waiting_reader(*args, **options):
+        await release(*args, **options)
+        await queue.claim("r1")
+
+    monkeypatch.setattr(reclaimer, "release", release_to_a_waiting_reader)
+
+    assert await reclaimer.all_of("r1", "the loss of its lease") == 1
+
+    (entry,) = await calls.all_pending(await queue.pipe(), queue.keys.front, "r1")
+    assert entry.attempt == 2
+
+
+@pytest.mark.leaves(pending=1, records=1, consumers=1)
+async def test_who_asks_for_calls_is_not_swept(queue):
+    """It lives, though nobody renews its lease: what it runs is not given to a second one at every sweep."""
+    await queue.put(1)
+    await queue.claim("r1")
+
+    assert await queue.reclaimer().abandoned(quiet_s=60.0) == 0
+    assert await queue.reclaimer().abandoned(quiet_s=0.0) == 1
+    await queue.claim("r2")
+
+
 @pytest.mark.leaves(waiting=1, records=1)
 async def test_drains_never_use_attempts_up(queue):
     """Ten rolling upgrades in a row are no reason to give a long call up."""

@@ -208,3 +208,27 @@ async def test_records_that_cannot_be_read_are_passed_over(state, server, caplog
     assert seen.nodes == {"n1": NODE}
     assert not any((seen.statuses, seen.replicas, seen.assignments))
     assert "is passed over, it is no NodeRecord" in caplog.text
+
+
+@pytest.mark.leaves(node_leases=1)
+async def test_a_record_without_a_name_takes_no_others_along(state, server, caplog):
+    """Its removal would be that of the whole hash: the leader forgot all nodes for one that had no name."""
+    await state.announce(NODE)
+    server.hset(state.keys.nodes, "", NODE.model_copy(update={"node_id": ""}).to_json())
+    server.hset(state.keys.statuses, "", ApplicationStatusInfo(status=ApplicationStatus.RUNNING).to_json())
+
+    seen = await state.snapshot()
+
+    assert (seen.nodes, seen.lapsed, seen.statuses) == ({"n1": NODE}, {}, {})
+    assert "it has no name" in caplog.text
+
+
+@pytest.mark.leaves(node_leases=1)
+@pytest.mark.parametrize("amount", ["Infinity", "-Infinity", "NaN", "-1"])
+async def test_a_node_that_offers_what_is_no_amount_is_passed_over(state, server, amount):
+    """The leader counts with it, and infinity ends a sum with an error: no deployment would be looked after any more."""
+    await state.announce(NODE)
+    record = json.loads(NODE.model_copy(update={"node_id": "n2"}).to_json()) | {"resources": {"num_gpus": "?"}}
+    server.hset(state.keys.nodes, "n2", json.dumps(record).replace('"?"', amount))
+
+    assert (await state.snapshot()).lapsed == {}
