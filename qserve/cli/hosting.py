@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 import click
@@ -103,9 +105,12 @@ def worker(
 def autoscaler(context: click.Context) -> None:
     """Decide which worker runs which replicas.
 
-    Start two or three: one leads, the others take over when it dies.
+    Start two or three: one leads, the others take over when it dies. Autoscaling policies of your own are looked for in
+    this folder first.
     """
     from qserve.controller.door import run_autoscaler
+
+    sys.path.insert(0, str(Path.cwd()))
 
     context.exit(run_autoscaler(use_cluster(log_level="INFO")))
 

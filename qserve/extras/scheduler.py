@@ -232,7 +232,7 @@ class Scheduler:
             self._changed.set()
 
 
-class _Worker(Worker):
+class _Worker(Worker):  # type: ignore[misc]  # (untyped, where types are checked: arq is not there)
     """arq's worker, which also tells of a job that ended without being run: it cannot have queued the next one.
 
     Its blob was forged, or has expired.

@@ -213,6 +213,9 @@ class Agent:
         wanted = assignment.config_version
         if child.state is not ReplicaState.RUNNING or wanted in ("", child.spec.config_version):
             return
+        if _runs(assignment) != _runs(child.assignment):  # nobody of ours writes that
+            logger.warning("%s keeps its configuration: its assignment names something else.", child.label)
+            return
         try:
             spec = await self._spec(assignment)
         except TransportError as error:
@@ -323,6 +326,11 @@ class Agent:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _runs(assignment: Assignment) -> tuple[str, str, str]:
+    """What a process is from its start to its end."""
+    return assignment.app, assignment.deployment, assignment.version
 
 
 def _record(child: Child) -> ReplicaRecord:

@@ -17,6 +17,8 @@ from qserve.store.state import ClusterState
 from qserve.wire.keys import ClusterKeys
 
 LONGEST_LINE_BYTES = 8 * 1024
+# The end of the year 9999, the last that a datetime knows.
+_LAST_MS = 253_402_300_799_999
 _EXPIRY_S = 24 * 3600
 _PAGE = 250
 # Well below the silence after which a connection counts as lost.
@@ -265,10 +267,15 @@ def _line(deployment: tuple[str, str], entry_id: bytes, fields: Sequence[bytes])
 
     return LogLine(
         *deployment,
-        replica_id=text(b"r"),
+        replica_id=_printable(text(b"r")),
         pid=int(text(b"p")) if text(b"p").isdecimal() and len(text(b"p")) < 10 else 0,
-        host=text(b"h"),
-        text=text(b"l"),
+        host=_printable(text(b"h")),
+        text=text(b"l").replace("\n", " "),
         of_worker=b"w" in named,
-        at_ms=int(entry_id.partition(b"-")[0]),
+        at_ms=min(int(entry_id.partition(b"-")[0]), _LAST_MS),
     )
+
+
+def _printable(name: str) -> str:
+    """A name without what could move a terminal's cursor."""
+    return "".join(char if char.isprintable() else "?" for char in name)

@@ -118,6 +118,24 @@ async def test_a_replica_that_is_drained_before_it_is_a_process_ends_all_the_sam
     assert not child.is_alive
 
 
+@pytest.mark.parametrize("changed", ["app", "deployment", "version"])
+async def test_a_replica_takes_over_the_configuration_of_nothing_else(agent, assignment, monkeypatch, changed):
+    """Anybody who reaches Redis may write an assignment: the spec of another deployment is signed, too."""
+    child = child_of(agent, assignment)
+    child.state = ReplicaState.RUNNING
+    other = child.spec.model_copy(update={"paused": True})
+    forged = assignment.model_copy(update={changed: "other", "config_version": other.config_version})
+
+    async def spec(_assignment: Assignment) -> DeploymentSpec:
+        return other
+
+    monkeypatch.setattr(agent, "_spec", spec)
+    await agent._reconfigure(child, forged)
+
+    assert child.assignment == assignment
+    assert child.state is ReplicaState.RUNNING
+
+
 async def test_a_worker_can_be_ended_while_redis_is_away(assignment, monkeypatch):
     """Nobody knows when it comes back: what waits for that must not keep a host from shutting down."""
     monkeypatch.setattr("qserve.node.agent.LEASE_S", 0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -219,3 +220,16 @@ async def follow(reader: LogReader, told: list[LogLine]) -> None:
     """Collect what comes."""
     async for lines in reader.coming():
         told += lines
+
+
+@pytest.mark.leaves(logs=1)
+async def test_an_entry_that_somebody_forged_cannot_pass_for_other_lines(state, server):
+    """Whoever reaches Redis may write there: no second line in a line, no cursor moved by a name, no time past all."""
+    forged = {"r": "Echo-\x1b[2Jaaaa", "h": "host\na", "l": "one\n(Echo#bbbb pid=1) two"}
+    server.xadd(state.keys.logs("shop", "Echo"), forged, id="99999999999999999-0")
+
+    (read,) = await LogReader(state, "shop.Echo").last(10)
+
+    assert (read.replica_id, read.host) == ("Echo-?[2Jaaaa", "host?a")
+    assert read.text == "one (Echo#bbbb pid=1) two"
+    assert datetime.fromtimestamp(read.at_ms / 1000, UTC).year == 9999

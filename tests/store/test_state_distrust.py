@@ -226,7 +226,7 @@ async def test_a_record_without_a_name_takes_no_others_along(state, server, capl
 @pytest.mark.leaves(node_leases=1)
 @pytest.mark.parametrize("amount", ["Infinity", "-Infinity", "NaN", "-1"])
 async def test_a_node_that_offers_what_is_no_amount_is_passed_over(state, server, amount):
-    """The leader counts with it, and infinity ends a sum with an error: no deployment would be looked after any more."""
+    """The leader counts with it, and infinity ends a sum with an error: no deployment would be looked after."""
     await state.announce(NODE)
     record = json.loads(NODE.model_copy(update={"node_id": "n2"}).to_json()) | {"resources": {"num_gpus": "?"}}
     server.hset(state.keys.nodes, "n2", json.dumps(record).replace('"?"', amount))
