@@ -1,7 +1,8 @@
 -- depth.lua: how much a deployment has to do. A queue that is missing is empty.
 -- KEYS 1 queue, 2 front.  ARGV 1 group.
--- Returns how many calls wait, how many run, since when the oldest of the waiting waits (ms ago), and how many were ever
--- added to the queue; -1 for the latter when there is none.  Cost O(1), and three envelopes at the most, which are read.
+-- Returns how many calls wait, how many run, since when the oldest of the waiting waits (ms ago), and how many were
+-- ever added to the queue; -1 for the latter when there is none.
+-- Cost O(1), and three envelopes at the most, which are read.
 local function named(flat)
   local fields = {}
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end

@@ -3,7 +3,8 @@
 -- ARGV 1 events channel, 2 how many entries a history keeps, 3 number of applications,
 --      4.. of each application: its name, its spec as the writer read it (empty: there was none), its new spec (empty:
 --      not wanted any more), 1 to begin an entry of its history or 0 to replace the newest; then each code.
--- Returns nil when an application is not as it was read: nothing is written; else the name and spec of each that left a history.
+-- Returns nil when an application is not as it was read: nothing is written; else the name and spec of each that left
+-- a history.
 -- Cost O(applications + code).
 local apps, keeps, count = KEYS[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 for i = 1, count do
