@@ -65,19 +65,26 @@ class Rolling:
         return {**count, "minReadySeconds": 10, "strategy": {"type": "RollingUpdate", "rollingUpdate": limits}}
 
 
-def workload(stack: Stack, component: str, process: dict[str, Any], rolling: Rolling) -> dict[str, Any]:
-    """A Deployment of one container."""
-    pod: dict[str, Any] = {
-        "terminationGracePeriodSeconds": stack.grace_s,
+def unprivileged(user: int, grace_s: int) -> dict[str, Any]:
+    """What every pod begins with: the time it has to end, and no more rights than it needs, as this user."""
+    return {
+        "terminationGracePeriodSeconds": grace_s,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": user,
+            "runAsGroup": user,
+            "fsGroup": user,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+    }
+
+
+def workload(stack: Stack, component: str, process: dict[str, Any], rolling: Rolling) -> dict[str, Any]:
+    """A Deployment of one container."""
+    pod: dict[str, Any] = {
+        **unprivileged(_USER, stack.grace_s),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,

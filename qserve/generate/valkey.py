@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qserve.generate.manifest import VALKEY, Manifest, metadata, selector
+from qserve.generate.manifest import VALKEY, Manifest, metadata, selector, unprivileged
 from qserve.generate.stack import VALKEY as COMMAND
 from qserve.generate.stack import VALKEY_IMAGE
 
@@ -13,6 +13,7 @@ _MEMORY_MIB = 2048
 _MOST_MIB = 1200
 _COMPONENT = "valkey"
 _USER = 999  # of the image
+_GRACE_S = 60  # to write what it holds
 _PORT = 6379
 _WHY = f"""
 One server with a disk: its pod may move, its data stays. A full server refuses new calls and loses none (noeviction);
@@ -71,16 +72,4 @@ def _pod() -> dict[str, Any]:
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     }
-    return {
-        "terminationGracePeriodSeconds": 60,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-    }
+    return {**unprivileged(_USER, _GRACE_S), "containers": [container]}
