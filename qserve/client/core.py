@@ -40,7 +40,7 @@ class Sending:
     """How a call leaves.
 
     limit  most calls that may wait for its deployment; -1: no limit
-    due    when it is to run; None for now
+    due    when it is to run; None: at once
     """
 
     serializer: int

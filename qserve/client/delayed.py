@@ -15,7 +15,7 @@ MOST_DELAY_S = 366 * 86_400.0
 
 
 def due(delay_s: float | None, at: datetime | float | None, now_s: float) -> Due | None:
-    """When a call is to run; None for now. A moment that has passed is now.
+    """When a call is to run; None: at once. So is a moment that has passed.
 
     delay_s  seconds from when Redis takes the call, at most a year
     at       a moment within a year: a datetime with its timezone, or seconds of the epoch

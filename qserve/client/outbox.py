@@ -32,7 +32,7 @@ class Outgoing:
     """A sealed call and where its answer goes.
 
     has_inputs  it refers to other calls, which must be stored first
-    due         when it is to run; None for now
+    due         when it is to run; None: at once
     """
 
     response: DeploymentResponse[Any]
